@@ -1,0 +1,1 @@
+"""CelebA's aligned pictures with face-parsing label maps computed beforehand."""

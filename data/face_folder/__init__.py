@@ -1,0 +1,1 @@
+"""Any folder of pictures, with or without label maps."""

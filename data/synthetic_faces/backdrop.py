@@ -1,0 +1,173 @@
+"""Cluttered surroundings: what a picture holds besides the face, high in contrast and of no use to it."""
+
+import cv2
+import numpy as np
+
+from . import tiles
+from .scene import Dice
+
+# Drawn at one resolution for all sizes: backgrounds are out of focus.
+SIDE = 160
+_SHIFT = 4
+
+
+def _color(dice: Dice, saturation: float = 0.7) -> tuple[float, float, float]:
+  """Display colour, 0..255; muted more often than not."""
+  hue = [dice.unit(), dice.unit(), dice.unit()]
+  least, span = min(hue), max(max(hue) - min(hue), 1e-3)
+  value, saturation = 255 * dice.range(0.06, 1.0), saturation * dice.unit() ** 1.5
+  return tuple(value * (1 - saturation * (1 - (h - least) / span)) for h in hue)
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+  return np.rint((np.asarray(points) * SIDE - 0.5) * (1 << _SHIFT)).astype(np.int32)
+
+
+def _polygon(image: np.ndarray, points: np.ndarray, color) -> None:
+  cv2.fillPoly(image, [_fixed(points)], color, cv2.LINE_AA, _SHIFT)
+
+
+def _disc(image: np.ndarray, x: float, y: float, rx: float, ry: float, tilt: float, color, thickness: int = -1) -> None:
+  scale = SIDE * (1 << _SHIFT)
+  axes = (max(1, round(rx * scale)), max(1, round(ry * scale)))
+  cv2.ellipse(image, (round(x * scale), round(y * scale)), axes, tilt, 0, 360, color, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _bokeh(image: np.ndarray, dice: Dice) -> None:
+  """Lights out of focus."""
+  hue = [_color(dice, 1.0) for _ in range(3)]
+  for _ in range(int(dice.range(14, 34))):
+    x, y, radius = dice.unit(), dice.unit(), dice.range(0.015, 0.085)
+    color = np.array(dice.choice(hue))
+    layer = image[max(int((y - radius) * SIDE) - 2, 0) : int((y + radius) * SIDE) + 3, max(int((x - radius) * SIDE) - 2, 0) : int((x + radius) * SIDE) + 3]
+    before = layer.copy()
+    _disc(image, x, y, radius, radius, 0, color.tolist())
+    _disc(image, x, y, radius, radius, 0, np.minimum(color * 1.25 + 30, 255).tolist(), 1)
+    cv2.addWeighted(layer, 0.6, before, 0.4, 0, layer)
+
+
+def _foliage(image: np.ndarray, dice: Dice) -> None:
+  """Leaves, dark ones first."""
+  base = np.array([dice.range(30, 110), dice.range(70, 170), dice.range(15, 80)])
+  count = int(dice.range(70, 130))
+  for i in range(count):
+    light = 0.25 + 1.05 * i / count * dice.range(0.6, 1.3)
+    length = dice.range(0.025, 0.08)
+    _disc(image, dice.unit(), dice.unit(), length, length * dice.range(0.25, 0.5), dice.range(0, 180), np.minimum(base * light, 255).tolist())
+
+
+def _stripes(image: np.ndarray, dice: Dice) -> None:
+  """Slats, curtains, panelling."""
+  tilt, width = dice.choice([0.0, 0.0, np.pi / 2, np.pi / 2, dice.range(0, np.pi)]), dice.range(0.025, 0.10)
+  colors = [_color(dice), _color(dice), _color(dice, 0.4)]
+  along, across = np.array([np.cos(tilt), np.sin(tilt)]), np.array([-np.sin(tilt), np.cos(tilt)])
+  at = -0.8
+  while at < 0.8:
+    step = width * dice.range(0.5, 1.5)
+    corner = 0.5 + at * along
+    _polygon(image, [corner - across, corner + across, corner + step * along + across, corner + step * along - across], dice.choice(colors))
+    at += step * dice.range(1.0, 2.0)
+
+
+def _bricks(image: np.ndarray, dice: Dice) -> None:
+  """A wall of bricks or tiles."""
+  base, rows = np.array(_color(dice, 0.6)), int(dice.range(7, 15))
+  height, width = 1 / rows, dice.range(1.5, 3) / rows
+  for row in range(rows + 1):
+    x = -width * dice.unit()
+    while x < 1:
+      color = np.clip(base * dice.range(0.65, 1.25), 0, 255).tolist()
+      y, gap = row * height, 0.10 * height
+      _polygon(image, [(x + gap, y + gap), (x + width - gap, y + gap), (x + width - gap, y + height - gap), (x + gap, y + height - gap)], color)
+      x += width
+
+
+def _shelf(image: np.ndarray, dice: Dice) -> None:
+  """Shelves full of books and boxes."""
+  y = dice.range(0.02, 0.2)
+  while y < 1.2:
+    height, x = dice.range(0.16, 0.28), 0.0
+    while x < 1:
+      width, tall = dice.range(0.015, 0.07), height * dice.range(0.55, 0.95)
+      lean = dice.range(-0.02, 0.02)
+      color = _color(dice)
+      _polygon(image, [(x, y), (x + width, y), (x + width + lean, y - tall), (x + lean, y - tall)], color)
+      if width > 0.03:
+        band = y - tall * dice.range(0.3, 0.8)
+        _polygon(image, [(x, band), (x + width, band), (x + width, band - 0.02), (x, band - 0.02)], _color(dice))
+      x += width * dice.range(1.0, 1.2)
+    _polygon(image, [(0, y), (1, y), (1, y + 0.025), (0, y + 0.025)], _color(dice, 0.5))
+    y += height + 0.03
+
+
+def _windows(image: np.ndarray, dice: Dice) -> None:
+  """Buildings with lit windows."""
+  x = -0.05
+  while x < 1:
+    width, top = dice.range(0.12, 0.32), dice.range(-0.1, 0.5)
+    wall, glass = _color(dice, 0.4), [_color(dice, 0.5), _color(dice, 0.9)]
+    _polygon(image, [(x, top), (x + width, top), (x + width, 1), (x, 1)], wall)
+    step = dice.range(0.04, 0.07)
+    for gy in np.arange(top + 0.03, 1, step * 1.3):
+      for gx in np.arange(x + 0.02, x + width - step * 0.6, step):
+        if dice.chance(0.75):
+          _polygon(image, [(gx, gy), (gx + 0.55 * step, gy), (gx + 0.55 * step, gy + 0.8 * step), (gx, gy + 0.8 * step)], dice.choice(glass))
+    x += width * dice.range(0.9, 1.2)
+
+
+def _shapes(image: np.ndarray, dice: Dice) -> None:
+  """Things of any kind."""
+  for _ in range(int(dice.range(10, 24))):
+    x, y, size = dice.unit(), dice.unit(), dice.range(0.05, 0.24)
+    if dice.chance(0.45):
+      _disc(image, x, y, size, size * dice.range(0.4, 1), dice.range(0, 180), _color(dice))
+    else:
+      turn = dice.range(0, np.pi)
+      angles = turn + np.arange(int(dice.range(3, 7))) * 2 * np.pi / int(dice.range(4, 6))
+      _polygon(image, np.stack([x + size * np.cos(angles), y + size * np.sin(angles)], 1), _color(dice))
+
+
+def _writing(image: np.ndarray, dice: Dice) -> None:
+  """Lines of strokes that look like words, as on a poster or a press wall."""
+  if dice.chance(0.5):
+    image[:] = _color(dice, 0.5)
+  ink = _color(dice)
+  y = dice.range(0, 0.1)
+  while y < 1:
+    height, x = dice.range(0.03, 0.09), dice.range(-0.05, 0.1)
+    while x < 1:
+      strokes = np.array([[dice.unit(), dice.unit()] for _ in range(int(dice.range(3, 6)))]) * (0.6 * height, height) + (x, y)
+      cv2.polylines(image, [_fixed(strokes)], False, ink, max(1, round(height * 0.13 * SIDE)), cv2.LINE_AA, _SHIFT)
+      x += height * (0.75 if dice.chance(0.82) else 1.6)
+    y += height * dice.range(1.4, 2.2)
+
+
+def _crowd(image: np.ndarray, dice: Dice) -> None:
+  """People far behind."""
+  for _ in range(int(dice.range(4, 9))):
+    x, y, size = dice.unit(), dice.range(0.15, 0.75), dice.range(0.05, 0.11)
+    tone = dice.choice([(232, 190, 160), (190, 140, 105), (120, 82, 60)])
+    _disc(image, x, y + 3.4 * size, 1.9 * size, 2.4 * size, 0, _color(dice))
+    _disc(image, x, y - 0.25 * size, 1.02 * size, 1.15 * size, 0, dice.choice([(30, 22, 20), (90, 60, 40), (190, 150, 100)]))
+    _disc(image, x, y + 0.1 * size, 0.8 * size, size, 0, tone)
+
+
+_KINDS = (_bokeh, _foliage, _stripes, _bricks, _shelf, _windows, _shapes, _writing, _crowd)
+
+
+def draw_backdrop(dice: Dice) -> np.ndarray:
+  """One background: float32 [3, SIDE, SIDE], linear light in [0, 1]."""
+  corners = np.array([[_color(dice), _color(dice)], [_color(dice), _color(dice)]], np.float32)
+  image = cv2.resize(corners, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+  blur = dice.range(0.002, 0.012)
+  if not dice.chance(0.12):
+    for kind in {dice.choice(_KINDS): 0, dice.choice(_KINDS): 0} if dice.chance(0.6) else [dice.choice(_KINDS)]:
+      kind(image, dice)
+    if dice.chance(0.35):
+      blur = dice.range(0.015, 0.03)
+  image = cv2.GaussianBlur(image, (0, 0), blur * SIDE)
+  offset, depth = int(dice.range(0, tiles.SIDE - SIDE)), dice.range(0, 0.16)
+  cloud = tiles.clouds()[offset : offset + SIDE, offset : offset + SIDE]
+  grade = 1 + depth * cloud
+  planes = np.stack(cv2.split(image)).astype(np.float32) * np.float32(1 / 255)
+  return np.square(planes) * grade * np.float32(dice.range(0.55, 1.1))

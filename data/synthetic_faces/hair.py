@@ -1,0 +1,210 @@
+"""Hair: its outline, the strands that follow it, and the shapes it adds to the light."""
+
+import cv2
+import numpy as np
+
+from jaxface import labels
+
+from . import tiles
+from .canvas import Canvas, clip, Patch, curve, smoothstep
+from .head import Head
+from .lighting import Relief
+from .scene import LONG_STYLES, Scene
+
+_HAIR = labels.index('hair')
+_COVERS_EARS = (*LONG_STYLES, 'afro')
+
+
+def covers_ears(scene: Scene) -> bool:
+  """Whether the hair lies over the ears."""
+  return scene.hair.style in _COVERS_EARS and not (scene.hair.style in ('long', 'wavy') and scene.hair.frame < 0.25)
+
+
+class Hair:
+  """Outlines of one head's hair, in picture units; `back` is behind neck and shoulders, `front` over the face's edge.
+
+  `jitter` uniform [64] makes the edges uneven.
+  """
+
+  def __init__(self, head: Head, scene: Scene, jitter: np.ndarray):
+    self._head, self._scene, self._jitter = head, scene, jitter
+    hair, yaw = scene.hair, scene.pose.yaw
+    style = hair.style
+    volume = {'buzz': 0.02, 'short': 0.09, 'receding': 0.06, 'afro': 0.42, 'curly': 0.26, 'updo': 0.10}.get(style, 0.12) + 0.6 * (hair.volume - 0.1) * (style not in ('buzz',))
+    self.volume = volume
+    # The skull lies behind the face, so it moves less when the head turns.
+    self.x = -0.08 * np.sin(yaw)
+    self.y = -0.36 + 0.25 * np.sin(scene.pose.pitch)
+    self.half_width = 1.02 * np.sqrt(1 + 0.5 * np.sin(yaw) ** 2) * scene.shape.cranium + 0.75 * volume
+    self.height = 1.29 + volume
+    self.opening = self._opening()
+
+  def _screen(self, points: np.ndarray) -> np.ndarray:
+    """Head units on the screen plane -> picture units."""
+    pose = self._scene.pose
+    cos, sin = np.cos(pose.roll), np.sin(pose.roll)
+    u, v = points[:, 0] * pose.scale, points[:, 1] * pose.scale
+    return np.stack([pose.x + u * cos - v * sin, pose.y + u * sin + v * cos], axis=1)
+
+  def profile(self, y: np.ndarray) -> np.ndarray:
+    """Half-width of the hair at screen height y, head units; the strands follow its shape."""
+    hair = self._scene.hair
+    top = np.sqrt(np.maximum(1 - np.square(np.minimum(y - self.y, 0) / self.height), 1e-4))
+    below = np.maximum(y - self.y, 0)
+    flare = {'bob': 0.10, 'long': 0.10, 'wavy': 0.20, 'curly': 0.34, 'afro': -0.05}.get(hair.style, 0.0)
+    if hair.style == 'bob':
+      tuck = -0.16 * smoothstep(0.5 * hair.length, hair.length, y)
+    else:
+      tuck = 0.0
+    return self.half_width * top + flare * smoothstep(0.0, 1.6, below) + tuck
+
+  def _opening(self) -> np.ndarray:
+    """The gap the face looks through: hairline, temples, and down past the chin."""
+    hair, head = self._scene.hair, self._head
+    style, line = hair.style, hair.line
+    long = style in _COVERS_EARS
+    burn = 0.30 if not long else 0.1
+    temple = -0.50 - hair.temple
+    jag = self._jitter[:11] - 0.5
+    if style == 'fringe':
+      low = -0.42 - 0.25 * hair.frame
+      angle = np.linspace(-1.05, 1.05, 23)
+      height = low + 0.10 * (self._jitter[:23] - 0.5) + 0.16 * hair.parting * angle
+      heights = np.concatenate([[burn, -0.15, -0.35], height, [-0.35, -0.15, burn]])
+      angles = np.concatenate([[-1.38, -1.32, -1.22], angle, [1.22, 1.32, 1.38]])
+      smooth = False
+    else:
+      recede = 0.24 if style == 'receding' else 0.0
+      angles = np.array([-1.40, -1.36, -1.22, -1.02, -0.72, -0.38, 0.0, 0.38, 0.72, 1.02, 1.22, 1.36, 1.40])
+      sweep = 0.10 if style in ('side_part', 'wavy', 'long', 'bob', 'short') else 0.0
+      lean = sweep * np.sign(hair.parting + 1e-6) * np.array([0, 0, 0.6, 1, 1.6, 1.0, 0, -1.0, -1.6, -1, -0.6, 0, 0])
+      drop = np.array([burn, -0.15, temple, -0.60, line + 0.12 - recede, line - 0.3 * recede, line, line - 0.3 * recede, line + 0.12 - recede, -0.60, temple, -0.15, burn])
+      heights = drop + lean + 0.05 * np.concatenate([[0], jag, [0]])
+      if long and hair.frame > 0.4:
+        angles = angles * (1 - 0.22 * (hair.frame - 0.4) * smoothstep(-0.7, 0.2, heights))
+      smooth = True
+    hairline = head.around(angles, heights, 1.01)
+    if smooth:
+      hairline = curve(hairline, 5)
+    if long and style != 'afro':
+      inner = 0.80 + 0.22 * (1 - hair.frame)
+      side = np.array([(0.98 - 0.10 * hair.frame, 0.55), (0.90 - 0.12 * hair.frame, 1.1), (inner, 1.7), (inner + 0.10, 2.3), (inner + 0.15, 3.6)])
+    else:
+      side = np.array([(1.9, 0.34), (3.0, 3.6)])
+    shift = 0.7 * np.sin(self._scene.pose.yaw) * np.exp(-np.maximum(side[:, :1] * 0 + side[:, 1:] - 0.5, 0))
+    right = side + np.concatenate([shift, 0 * shift], 1)
+    left = side * (-1, 1) + np.concatenate([shift, 0 * shift], 1)
+    return np.concatenate([hairline, self._screen(right), self._screen(left[::-1])])
+
+  def _silhouette(self, end: float, drop_left: float = 0.0) -> np.ndarray:
+    """Outer edge from the lower left over the crown to the lower right, uneven, closed along the bottom."""
+    hair = self._scene.hair
+    t = np.linspace(0, 1, 25)
+    ys = np.concatenate([self.y - self.height * np.cos(t[:12] * np.pi / 2 / t[11]), np.linspace(self.y, end, 14)[1:]])
+    widths = self.profile(ys)
+    widths[0] = 0
+    rough = {'curly': 0.075, 'afro': 0.07, 'wavy': 0.03, 'short': 0.035, 'fringe': 0.025}.get(hair.style, 0.012)
+    noise = rough * (self._jitter - 0.5) * 2
+    n = len(ys)
+    wave = hair.wave * 1.2 * np.sin(5.2 * ys + 6 * hair.offset)
+    right = np.stack([self.x + widths + noise[:n] * (widths > 0.3) + wave * (ys > 0), ys - noise[:n] * (widths <= 0.8)], 1)
+    left = np.stack([self.x - widths + noise[n : 2 * n] * (widths > 0.3) + wave * (ys > 0), ys - noise[n : 2 * n] * (widths <= 0.8)], 1)
+    left[0] = right[0]
+    left[-1, 1] += 0.1 * (self._jitter[60] - 0.5)
+    return self._screen(curve(np.concatenate([left[::-1], right[1:]]), 3))
+
+  def back(self) -> np.ndarray | None:
+    """Outline of what hangs or stands behind the neck; None where nothing does."""
+    hair = self._scene.hair
+    if hair.style in LONG_STYLES:
+      return self._silhouette(hair.length)
+    if hair.style == 'afro':
+      return self._silhouette(0.75)
+    return None
+
+  def front(self) -> np.ndarray | None:
+    """Outline of the hair over the head, with `opening` still to be cut out; None for a bald head."""
+    hair = self._scene.hair
+    if hair.style == 'bald':
+      return None
+    if hair.style in LONG_STYLES:
+      return self._silhouette(hair.length)
+    return self._silhouette(0.55 if hair.style == 'afro' else 0.34)
+
+  def bun(self) -> np.ndarray | None:
+    """Outline of an updo's knot."""
+    if self._scene.hair.style != 'updo':
+      return None
+    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    radius = 0.40 + 0.10 * self._scene.hair.frame + 0.05 * (self._jitter[:20] - 0.5)
+    center = (self.x + 0.3 * self._scene.hair.parting, self.y - self.height - 0.12)
+    return self._screen(curve(np.stack([center[0] + radius * np.cos(angle), center[1] + 0.8 * radius * np.sin(angle)], 1), 3, True))
+
+  def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray, outline: np.ndarray, cut: bool) -> None:
+    """Adds the hair's dome to the shapes that are lit. px, py: picture units of the grid."""
+    u, v = self._head.head_units(px, py)
+    mask = relief.mask(outline)
+    if cut:
+      mask &= ~relief.mask(self.opening)
+    width = self.profile(v)
+    across = clip((u - self.x) / width, -1, 1)
+    over = clip((v - self.y) / self.height, -1, 0)
+    round_ = np.sqrt(np.maximum(1 - across**2 - over**2, 0.015))
+    depth = (1.25 * round_ - 0.05) if cut else (0.9 * round_ - 1.1)
+    wave = tiles.sample(tiles.clouds, u * 0.35 + self._scene.hair.offset, v * 0.12)
+    relief.add(mask, depth.astype(np.float32), bump=0.02 * wave, flatten=0.85)
+
+  def paint(self, canvas: Canvas, outline: np.ndarray, cut: bool, light_x: float, dim: float = 1.0) -> Patch:
+    """Strands over the outline, `opening` cut out where `cut`; `dim` darkens hair that lies behind."""
+    scene, hair = self._scene, self._scene.hair
+    patch = canvas.cover(outline)
+    if cut:
+      opening = canvas.cover(self.opening)
+      cover = patch.cover.copy()
+      rows = slice(max(patch.rows.start, opening.rows.start), min(patch.rows.stop, opening.rows.stop))
+      columns = slice(max(patch.columns.start, opening.columns.start), min(patch.columns.stop, opening.columns.stop))
+      if rows.start < rows.stop and columns.start < columns.stop:
+        cover[rows.start - patch.rows.start : rows.stop - patch.rows.start, columns.start - patch.columns.start : columns.stop - patch.columns.start] *= (
+          1 - opening.cover[rows.start - opening.rows.start : rows.stop - opening.rows.start, columns.start - opening.columns.start : columns.stop - opening.columns.start])
+      patch = Patch(patch.rows, patch.columns, cover)
+    size = canvas.size
+    px = (np.arange(patch.columns.start, patch.columns.stop, dtype=np.float32) + 0.5) / size
+    py = (np.arange(patch.rows.start, patch.rows.stop, dtype=np.float32) + 0.5) / size
+    u, v = self._head.head_units(px[None], py[:, None])
+    width = self.profile(v)
+    if hair.style in ('afro', 'curly'):
+      scale = 0.42 if hair.style == 'afro' else 0.30
+      texture = tiles.sample(tiles.curls, u * scale + hair.offset, v * scale)
+      texture = 0.75 * texture + 0.35 * tiles.sample(tiles.clouds, u * 0.4, v * 0.4 + hair.offset)
+      contrast, gleam = 0.42, 0.12
+    else:
+      part = hair.parting * (hair.style not in ('buzz', 'updo'))
+      wave = hair.wave * np.sin(5.2 * v + 2.0 * u + 6 * hair.offset) * smoothstep(-0.3, 0.8, v)
+      across = (u - self.x + wave) / width
+      # Strands start from the parting and spread out to the sides.
+      top = clip((self.y + 0.2 - v) / self.height, 0, 1)
+      across = across - part * top * (1 - across * across)
+      coarse = {'short': 0.55, 'fringe': 0.6}.get(hair.style, 0.75)
+      texture = tiles.sample(tiles.strands, (across * coarse + hair.offset).astype(np.float32), (v * 0.16 + hair.offset).astype(np.float32))
+      contrast, gleam = (0.14, 0.1) if hair.style == 'buzz' else (0.30, hair.shine)
+    tone = np.exp(contrast * texture)
+    # The ring of light that strands, being cylinders, show across their run.
+    ring = (v - self.y) / self.height + 0.42 - 0.10 * texture + 0.25 * np.square((u - self.x) / width)
+    band = np.exp(-np.square(ring * 4.5)) * gleam
+    color = hair.color[:, None, None] * (tone * dim) + (0.30 * hair.color + 0.035)[:, None, None] * (band * dim * (0.6 + 0.4 * clip(texture + 1, 0, 2)))
+    opacity = 1.0
+    if hair.style == 'buzz':
+      opacity = clip(0.62 + 0.10 * texture, 0, 1)
+    canvas.paint(patch, color, _HAIR, opacity=opacity)
+    return patch
+
+  def stray(self, canvas: Canvas, jitter: np.ndarray) -> None:
+    """Single hairs off the silhouette, so that it is not cut with scissors. `jitter` uniform [N, 4]."""
+    outline = self._silhouette(min(self._scene.hair.length, 2.2) if self._scene.hair.style in LONG_STYLES else 0.2)
+    at = 6 + (jitter[:, 0] * (len(outline) - 14)).astype(int)
+    start, run = outline[at], outline[at + 4] - outline[at - 4]
+    side = np.stack([run[:, 1], -run[:, 0]], 1)
+    bend = start + 0.5 * run * jitter[:, 1:2] + 0.18 * side * (jitter[:, 2:3] - 0.1)
+    tip = start + 1.1 * run * (jitter[:, 1:2]) + 0.30 * side * (jitter[:, 3:4] - 0.25)
+    hairs = canvas.strokes(list(np.stack([start, bend, tip], 1)), 0.0035)
+    canvas.paint(hairs, self._scene.hair.color * 1.1, opacity=0.55)

@@ -1,0 +1,231 @@
+"""The head as a solid: a stack of elliptic sections with the relief of a face on its front, turned and projected.
+
+In head coordinates a point is (x, y, z). The section at height y is an ellipse of half-width W(y) and half-depth D(y)
+about (0, zc(y)); the relief is a sum of Gaussians over (x, y), laid on along z. A picture point is found by projecting;
+the surface under a pixel is found by intersecting the section in closed form and marching through the relief.
+"""
+
+import functools
+
+import cv2
+import numpy as np
+
+from .canvas import clip
+from .scene import Features, Pose, Shape
+
+# Shapes are lit on this grid whatever the picture's size, so that a face keeps its shading at any size.
+GRID = 144
+
+_TABLE_Y = np.linspace(-1.9, 2.1, 256, dtype=np.float32)
+_RELIEF_X = np.linspace(-1.15, 1.15, 93, dtype=np.float32)
+_RELIEF_Y = np.linspace(-1.45, 1.85, 133, dtype=np.float32)
+_RELIEF_STEP = float(_RELIEF_X[1] - _RELIEF_X[0])
+_CROWN_Y = -1.62
+# The relief is searched from its highest to its lowest level; between two levels the crossing is interpolated.
+_LEVELS = np.array([0.46, 0.38, 0.30, 0.22, 0.15, 0.08, 0.02, -0.06, -0.16], np.float32)
+
+
+@functools.cache
+def _smoothing(knots: tuple[float, ...]) -> np.ndarray:
+  """[256, K]: values at `knots` to a smooth curve over the table."""
+  linear = np.stack([np.interp(_TABLE_Y, knots, row) for row in np.eye(len(knots))], axis=1).astype(np.float32)
+  return cv2.GaussianBlur(linear, (1, 0), sigmaX=1e-6, sigmaY=9, borderType=cv2.BORDER_REPLICATE)
+
+
+@functools.cache
+def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
+  centers = (np.arange(side, dtype=np.float32) + 0.5) / side
+  return tuple(np.meshgrid(centers, centers))
+
+
+def gaussians(terms: list[tuple[float, float, float, float, float]], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Sum of amplitude, x, sigma x, y, sigma y over a grid -> [len(y), len(x)]; a term with x != 0 appears at -x too."""
+  amplitude, cx, sx, cy, sy = (c[:, None] for c in np.array(terms, np.float32).T)
+  across = np.exp(-0.5 * np.square((x - cx) / sx)) + (cx != 0) * np.exp(-0.5 * np.square((x + cx) / sx))
+  return (amplitude * np.exp(-0.5 * np.square((y - cy) / sy))).T @ across
+
+
+class Head:
+  """Geometry of one head in one pose. `depth`, `x`, `y` are float32 [GRID, GRID]: the visible surface point of each pixel
+  of the grid in head coordinates (`depth` along the view), meaningful inside `outline()`."""
+
+  def __init__(self, shape: Shape, features: Features, pose: Pose):
+    self.pose = pose
+    self._shape = shape
+    self._sin = np.sin([pose.yaw, pose.pitch, pose.roll]).tolist()
+    self._cos = np.cos([pose.yaw, pose.pitch, pose.roll]).tolist()
+    self.width, self.half_depth, self.center_z = self._sections(shape)
+    self._relief = gaussians(_relief_terms(shape, features), _RELIEF_X, _RELIEF_Y)
+    self._intersect()
+
+  @staticmethod
+  def _sections(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    chin_y = shape.chin_y
+    knots = (-1.9, -0.5, 0.05, 0.45, 0.95, 1.25, 1.6, 2.1)
+    jaw_mid = 0.55 * shape.jaw + 0.45 * shape.chin
+    width = [shape.cranium * 0.99, shape.cranium, shape.cranium * 0.995, shape.cheek, shape.jaw, jaw_mid + 0.06, shape.chin, shape.chin]
+    front = [1.06, 1.14, 1.12, 1.14, 1.18, 1.17, 1.14, 1.1]
+    depth = [1.3, 1.3, 1.22, 1.15, 1.06, 0.86, 0.62, 0.5]
+    width, front, depth = (_smoothing(knots) @ np.array([width, front, depth], np.float32).T).T
+    top = clip((-0.35 - _TABLE_Y) / (-0.35 - _CROWN_Y), 0, 1) ** 2.2
+    bottom = clip((_TABLE_Y - 0.9) / (chin_y - 0.9), 0, 1) ** 2.6
+    closing = np.sqrt(np.maximum((1 - top) * (1 - bottom), 1e-6))
+    return width * closing, depth * closing, front - depth
+
+  def project(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Head coordinates -> picture units [..., 2]."""
+    (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
+    u = x * cos_yaw + z * sin_yaw
+    v = y * cos_pitch - (z * cos_yaw - x * sin_yaw) * sin_pitch
+    pose = self.pose
+    return np.stack(
+      [pose.x + (u * cos_roll - v * sin_roll) * pose.scale, pose.y + (u * sin_roll + v * cos_roll) * pose.scale], axis=-1
+    )
+
+  def sections(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W, D and zc at heights `y`."""
+    return tuple(np.interp(y, _TABLE_Y, table) for table in (self.width, self.half_depth, self.center_z))
+
+  def on_face(self, points: np.ndarray, lift: float = 0.0) -> np.ndarray:
+    """Points (x, y) [N, 2] on the front of the face, raised by `lift` -> picture units [N, 2]."""
+    x, y = np.asarray(points, np.float32).T
+    width, depth, center = self.sections(y)
+    z = center + depth * np.sqrt(np.maximum(1 - np.square(x / width), 0)) + lift
+    column = clip((x - _RELIEF_X[0]) / _RELIEF_STEP, 0, len(_RELIEF_X) - 1.01)
+    row = clip((y - _RELIEF_Y[0]) / (_RELIEF_Y[1] - _RELIEF_Y[0]), 0, len(_RELIEF_Y) - 1.01)
+    i, j = row.astype(int), column.astype(int)
+    v, u = row - i, column - j
+    relief = self._relief
+    z = z + (1 - v) * ((1 - u) * relief[i, j] + u * relief[i, j + 1]) + v * (
+      (1 - u) * relief[i + 1, j] + u * relief[i + 1, j + 1])  # fmt: skip
+    return self.project(x, y, z)
+
+  def around(self, angle: np.ndarray, y: np.ndarray, radius: float | np.ndarray = 1.0, clamp: bool = True) -> np.ndarray:
+    """Points at `angle` round the vertical axis (0 is the front), `radius` sections out -> picture units [N, 2].
+
+    `clamp` moves points that lie behind the outline onto it.
+    """
+    width, depth, center = self.sections(y)
+    if clamp:
+      turn = np.arctan2(depth * self._sin[0], width * self._cos[0])
+      angle = clip(angle, -np.pi / 2 - turn, np.pi / 2 - turn)
+    return self.project(width * radius * np.sin(angle), y, center + depth * radius * np.cos(angle))
+
+  def outline(self, count: int = 30) -> np.ndarray:
+    """The head's silhouette, ears and hair left out -> picture units [2 * count, 2]."""
+    t = np.linspace(-1, 1, count)
+    # Heights gather at crown and chin, where the outline turns.
+    y = (_CROWN_Y + self._shape.chin_y) / 2 + (self._shape.chin_y - _CROWN_Y) / 2 * np.sin(t * np.pi / 2) * 0.9995
+    quarter = np.full(count, np.pi)
+    return np.concatenate([self.around(-quarter, y), self.around(quarter, y)[::-1]])
+
+  def head_units(self, px: np.ndarray, py: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Picture units -> head units on the screen plane, roll undone, origin at the pose's."""
+    pose, sin, cos = self.pose, self._sin[2], self._cos[2]
+    u, v = (px - pose.x) * (1 / pose.scale), (py - pose.y) * (1 / pose.scale)
+    return u * cos + v * sin, v * cos - u * sin
+
+  def _intersect(self) -> None:
+    (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
+    u, v = self.head_units(*_grid(GRID // 2))
+    table = np.stack([self.width, self.half_depth, self.center_z, self.center_z], axis=-1)[None]
+    zero = np.zeros_like(u)
+    along = np.sqrt(np.maximum(1.5 - u * u - 0.45 * v * v, 0.05))
+    for _ in range(3):
+      y = (v + along * sin_pitch) * (1 / cos_pitch)
+      at = (y - _TABLE_Y[0]) * np.float32(1 / (_TABLE_Y[1] - _TABLE_Y[0]))
+      width, depth, center, _ = cv2.split(cv2.remap(table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+      a, b = width * cos_yaw, depth * sin_yaw
+      reach = np.sqrt(a * a + b * b)
+      q = clip((u - center * sin_yaw) / reach, -1, 1)
+      p = np.sqrt(1 - q * q)
+      x = width * (q * a - p * b) / reach
+      z = center + depth * (p * a + q * b) / reach
+      along = z * cos_yaw - x * sin_yaw
+    depth = y * sin_pitch + along * cos_pitch
+    # The bare head is smooth: half the cells are enough for it, its relief needs them all.
+    bare = cv2.resize(cv2.merge([x, y, depth]), (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+    x, y, _ = cv2.split(bare)
+    relief = self._at_surface(self._relief, x, y)
+    # A point raised by d along z appears this many grid cells away from where it would lie unraised.
+    du, dv = sin_yaw, -cos_yaw * sin_pitch
+    cells = self.pose.scale * GRID
+    shift = (np.array([du * cos_roll - dv * sin_roll, du * sin_roll + dv * cos_roll]) * cells).astype(np.float32)
+    lift = self._march(relief, shift)
+    columns = np.arange(GRID, dtype=np.float32)
+    moved = cv2.remap(
+      bare, columns - lift * shift[0], columns[:, None] - lift * shift[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    self.x, self.y, depth = cv2.split(moved)
+    self.depth = depth + lift * np.float32(cos_yaw * cos_pitch)
+
+  @staticmethod
+  def _at_surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    column = (x - _RELIEF_X[0]) * np.float32(1 / _RELIEF_STEP)
+    row = (y - _RELIEF_Y[0]) * np.float32(1 / (_RELIEF_Y[1] - _RELIEF_Y[0]))
+    return cv2.remap(
+      texture, column.astype(np.float32), row.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+
+  def over_face(self, terms: list[tuple[float, float, float, float, float]]) -> np.ndarray:
+    """A pattern of Gaussians in face coordinates, seen on the grid -> float32 [GRID, GRID]."""
+    return self._at_surface(gaussians(terms, _RELIEF_X, _RELIEF_Y), self.x, self.y)
+
+  @staticmethod
+  def _march(relief: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Highest d with relief(p - d * shift) >= d, for each pixel p of the grid."""
+    lift = np.full_like(relief, _LEVELS[-1])
+    found = np.zeros(relief.shape, bool)
+    outside, upper = None, _LEVELS[0]
+    for level in _LEVELS:
+      move = np.array([[1, 0, level * shift[0]], [0, 1, level * shift[1]]], np.float32)
+      inside = cv2.warpAffine(relief, move, (GRID, GRID), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) - level
+      hit = (inside >= 0) & ~found
+      # Linear crossing between the level above, still outside the surface, and this one, inside it.
+      share = 0 if outside is None else inside / (inside - outside + 1e-9)
+      np.copyto(lift, level + share * (upper - level), where=hit)
+      found |= hit
+      outside, upper = inside, level
+    return lift
+
+
+def _relief_terms(shape: Shape, f: Features) -> list[tuple[float, float, float, float, float]]:
+  """Amplitude, x, sigma x, y, sigma y, in head units."""
+  nose, mouth, eye = f.nose_y, f.mouth_y, f.eye_x
+  smile = max(f.smile, 0.0)
+  gape = f.gape
+  return [
+    # nose: root, bridge, tip, wings, and the hollow where it meets the cheeks
+    (0.55 * f.nose_bridge, 0, 0.085, 0.0, 0.17),
+    (0.9 * f.nose_bridge, 0, 0.095, 0.27, 0.16),
+    (0.42 * f.nose_tip, 0, 0.17, nose - 0.10, 0.17),
+    (0.66 * f.nose_tip, 0, 0.115, nose - 0.03, 0.095),
+    (0.085, 0.68 * f.nose_width, 0.07, nose + 0.01, 0.075),
+    (-0.03, 1.25 * f.nose_width, 0.06, nose + 0.03, 0.09),
+    # brow ridge, glabella, eye sockets, eyeballs and the fold of the upper lid
+    (shape.brow_ridge, eye - 0.02, 0.24, f.brow_y + 0.02, 0.085),
+    (0.4 * shape.brow_ridge, 0, 0.14, f.brow_y + 0.02, 0.12),
+    (-shape.socket, eye - 0.03, 0.22, -0.01, 0.125),
+    (-0.035, 0.20, 0.08, 0.02, 0.12),
+    (0.105, eye, 0.135, 0.0, 0.085),
+    (-0.02 - 0.04 * shape.age, eye - 0.04, 0.17, 0.20, 0.05),
+    # cheekbones, hollow cheeks, smile, temples
+    (shape.cheekbone, 0.60, 0.20, 0.42, 0.16),
+    (0.05 * smile, 0.45, 0.15, 0.55, 0.13),
+    (-0.045, 0.70, 0.16, 0.92, 0.20),
+    (-0.04, 0.90, 0.14, -0.28, 0.20),
+    # folds from nose to mouth
+    (-0.025 - 0.035 * smile - 0.035 * shape.age, f.mouth_width + 0.02, 0.045, 0.84, 0.11),
+    # mouth: mound, lips, line between them, groove of the upper lip, corners
+    (0.075, 0, 0.32, mouth + 0.02, 0.22),
+    (0.050, 0, 0.9 * f.mouth_width * 0.6, mouth - 0.55 * f.upper_lip - 0.5 * gape * 0.3, 0.045),
+    (0.062, 0, 0.8 * f.mouth_width * 0.6, mouth + 0.62 * f.lower_lip + 0.6 * gape, 0.055),
+    (-0.045, 0, 0.26, mouth + 0.3 * gape, 0.03 + 0.25 * gape),
+    (-0.020, 0, 0.035, mouth - f.upper_lip - 0.10, 0.07),
+    (-0.030, f.mouth_width + 0.03, 0.05, mouth - 0.03 * smile, 0.06),
+    # chin
+    (-0.050, 0, 0.24, mouth + f.lower_lip + 0.13 + gape, 0.055),
+    (0.075, 0, 0.19, shape.chin_y - 0.22, 0.12),
+    # the forehead is flatter than the ellipse
+    (0.03, 0.42, 0.28, -0.75, 0.22),
+  ]

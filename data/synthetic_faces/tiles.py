@@ -1,0 +1,77 @@
+"""Texture tiles shared by all faces: made once from a fixed seed, periodic, float32 [256, 256], mean 0, deviation 1."""
+
+import functools
+
+import cv2
+import numpy as np
+
+SIDE = 256
+
+
+def _normalised(tile: np.ndarray) -> np.ndarray:
+  tile = np.clip((tile - tile.mean()) / tile.std(), -3, 3)
+  return tile.astype(np.float32)
+
+
+def _periodic_blur(noise: np.ndarray, sigma_x: float, sigma_y: float) -> np.ndarray:
+  frequency = np.fft.fftfreq(SIDE)
+  gauss = lambda sigma: np.exp(-2 * (np.pi * frequency * sigma) ** 2)
+  return np.fft.ifft2(np.fft.fft2(noise) * gauss(sigma_y)[:, None] * gauss(sigma_x)[None]).real
+
+
+@functools.cache
+def strands() -> np.ndarray:
+  """Hair that runs down the tile: fine across, slow along."""
+  rng = np.random.default_rng(1)
+  octaves = [(0.8, 30, 0.8), (2.2, 45, 1.0), (6, 60, 0.9)]
+  tile = sum(w * _normalised(_periodic_blur(rng.standard_normal((SIDE, SIDE)), sx, sy)) for sx, sy, w in octaves)
+  return _normalised(tile)
+
+
+@functools.cache
+def curls() -> np.ndarray:
+  """Tight curls: many small bright arcs over dark gaps."""
+  rng = np.random.default_rng(2)
+  tile = np.zeros((2 * SIDE, 2 * SIDE), np.float32)
+  for _ in range(2600):
+    x, y, radius = *rng.uniform(0, 2 * SIDE, 2), rng.uniform(7, 17)
+    start, sweep = rng.uniform(0, 360), rng.uniform(120, 260)
+    shade = float(rng.uniform(0.1, 1.0))
+    for dx in (-2 * SIDE, 0, 2 * SIDE):
+      for dy in (-2 * SIDE, 0, 2 * SIDE):
+        center = (int(x + dx), int(y + dy))
+        if -40 < center[0] < 2 * SIDE + 40 and -40 < center[1] < 2 * SIDE + 40:
+          cv2.ellipse(tile, center, (int(radius), int(radius * 0.8)), start, 0, sweep, 0.4 * shade, 6)
+          cv2.ellipse(tile, center, (int(radius), int(radius * 0.8)), start, 0, sweep, shade, 3)
+  return _normalised(cv2.resize(tile, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+
+
+@functools.cache
+def grain() -> np.ndarray:
+  """White noise, for sensor noise and the pores of the skin."""
+  return _normalised(np.random.default_rng(3).standard_normal((SIDE, SIDE)))
+
+
+@functools.cache
+def clouds() -> np.ndarray:
+  """Soft noise over several octaves, for folds of cloth and blotches of skin."""
+  rng = np.random.default_rng(4)
+  octaves = [(3, 0.35), (8, 0.6), (20, 1.0)]
+  tile = sum(w * _normalised(_periodic_blur(rng.standard_normal((SIDE, SIDE)), s, s)) for s, w in octaves)
+  return _normalised(tile)
+
+
+@functools.cache
+def _doubled(make) -> np.ndarray:
+  return np.tile(make(), (2, 2))
+
+
+def sample(make, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """The tile that `make` makes at coordinates x, y (in tiles, so 1 is one period; float32 [h, w]) -> float32 [h, w].
+
+  Fast where x and y are in [-1, 1); right everywhere.
+  """
+  side = np.float32(SIDE)
+  x = np.broadcast_to(x, np.broadcast_shapes(x.shape, y.shape))
+  y = np.broadcast_to(y, x.shape)
+  return cv2.remap(_doubled(make), x * side + side, y * side + side, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)

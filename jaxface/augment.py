@@ -1,0 +1,68 @@
+"""Augmentation on the device, inside the jitted step, on dm-pix: one draw for a picture and everything that goes with it.
+
+Pictures are float [0, 1], label maps int, masks float [0, 1]; B rows each, every row with a random key of its own.
+"""
+
+import dataclasses
+
+import dm_pix as pix
+import jax
+import jax.numpy as jnp
+
+from jaxface import labels
+
+Batch = dict[str, jax.Array]
+
+
+def to_float(image: jax.Array) -> jax.Array:
+  """uint8 0..255 -> float32 [0, 1]; floats are taken to be in [0, 1] already."""
+  return image.astype(jnp.float32) / (255 if image.dtype == jnp.uint8 else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """What to vary. Everything is off by default, as in the face-mask VAE's recipe."""
+
+  flip: bool = False  # Mirror half of the rows; left and right labels change places.
+  crop_pixels: int = 0  # Shift by up to so many pixels: pad by the edge, crop at random.
+  brightness: float = 0.0  # Add U(-b, b).
+  contrast: float = 0.0  # Factor U(1 - c, 1 + c) about the mean.
+  saturation: float = 0.0  # Factor U(1 - s, 1 + s).
+
+  def __call__(self, batch: Batch, keys: jax.Array) -> Batch:
+    """Augments a batch: 'image' and 'makeup_image' [B, H, W, 3], 'mask' [B, H, W, 1], 'label' [B, H, W]; keys [B]."""
+    known = {name: batch[name] for name in ('image', 'makeup_image', 'mask', 'label') if name in batch}
+    return {**batch, **jax.vmap(self._one)(known, keys)}
+
+  def _one(self, example: Batch, key: jax.Array) -> Batch:
+    flip_key, crop_key, brightness_key, contrast_key, saturation_key = jax.random.split(key, 5)
+    if self.flip:
+      mirrored = jax.random.bernoulli(flip_key)
+      example = {name: jnp.where(mirrored, flip(name, value), value) for name, value in example.items()}
+    if self.crop_pixels:
+      example = {name: _shift(crop_key, value, self.crop_pixels) for name, value in example.items()}
+    for name in ('image', 'makeup_image'):
+      if name not in example:
+        continue
+      image = example[name]
+      if self.brightness:
+        image = pix.random_brightness(brightness_key, image, self.brightness)
+      if self.contrast:
+        image = pix.random_contrast(contrast_key, image, 1 - self.contrast, 1 + self.contrast)
+      if self.saturation:
+        image = pix.random_saturation(saturation_key, image, 1 - self.saturation, 1 + self.saturation)
+      example[name] = jnp.clip(image, 0, 1)
+    return example
+
+
+def flip(name: str, value: jax.Array) -> jax.Array:
+  """Mirrors one field of an example; in a 'label' map left parts become right ones (`labels.MIRROR`)."""
+  if name == 'label':
+    return jnp.asarray(labels.MIRROR)[value[:, ::-1]].astype(value.dtype)
+  return pix.flip_left_right(value)
+
+
+def _shift(key: jax.Array, value: jax.Array, pixels: int) -> jax.Array:
+  planes = value if value.ndim == 3 else value[..., None]
+  padded = jnp.pad(planes, ((pixels, pixels), (pixels, pixels), (0, 0)), mode='edge')
+  return pix.random_crop(key, padded, planes.shape).reshape(value.shape)

@@ -1,0 +1,275 @@
+"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; SSIM against dm-pix.
+
+Every row says what is timed. Compilation is left out and given by itself; the clock stops when the results are there.
+"""
+
+import copy
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dm_pix as pix
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxface import input_pipeline
+from jaxface.errors import UserError
+from jaxface.parallel import Engine, JitEngine, PmapEngine, check_batch_size, make_mesh
+from jaxface.runs import open_split
+from jaxface.ssim import ssim
+from jaxface.state import for_evaluation
+from jaxface.tasks import make_task
+from jaxface.workdir import environment, write_atomically
+
+Row = dict[str, Any]
+PARTS = ('ssim', 'loader', 'train', 'evaluate', 'resident', 'pmap')
+
+# Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
+PEAKS = {
+  'TPU v4': {'bfloat16': 275e12},
+  'TPU v5 lite': {'bfloat16': 197e12},
+  'TPU v5': {'bfloat16': 459e12},
+  'TPU v6 lite': {'bfloat16': 918e12},
+  'NVIDIA A100-SXM4-40GB': {'bfloat16': 312e12, 'float32': 156e12},  # float32 as TF32.
+  'NVIDIA A100-SXM4-80GB': {'bfloat16': 312e12, 'float32': 156e12},
+  'NVIDIA H100 80GB HBM3': {'bfloat16': 989e12, 'float32': 495e12},
+  'NVIDIA H200': {'bfloat16': 989e12, 'float32': 495e12},
+}
+
+
+def time_repeatedly(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
+  """Seconds a call and number of calls; each call is queued behind the last, and the clock stops on the last result."""
+  jax.block_until_ready(call())
+  calls, result = 0, None
+  start = time.perf_counter()
+  while calls < 3 or time.perf_counter() - start < seconds:
+    result = call()
+    calls += 1
+    if calls % 8 == 0:  # An endless queue of work would not be stopped by the clock.
+      jax.block_until_ready(result)
+  jax.block_until_ready(result)
+  return (time.perf_counter() - start) / calls, calls
+
+
+def time_in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: float) -> tuple[float, float]:
+  """Median seconds of two calls made in turn, A B A B, so that both meet the same disturbances."""
+  times: tuple[list[float], list[float]] = ([], [])
+  for call in (first, second):
+    jax.block_until_ready(call())
+  start = time.perf_counter()
+  while len(times[0]) < 3 or time.perf_counter() - start < seconds:
+    for call, record in zip((first, second), times, strict=True):
+      began = time.perf_counter()
+      jax.block_until_ready(call())
+      record.append(time.perf_counter() - began)
+  return float(np.median(times[0])), float(np.median(times[1]))
+
+
+def _share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | None:
+  peak = PEAKS.get(jax.devices()[0].device_kind, {}).get(dtype)
+  return flops_per_second_and_device / peak if peak else None
+
+
+def _cost(compiled: Any, device_count: int) -> Row:
+  """FLOPs and memory of a compiled program; XLA counts one device's share."""
+  analysis = compiled.cost_analysis() or {}
+  memory = compiled.memory_analysis()
+  row: Row = {'model_tflop': analysis.get('flops', float('nan')) * device_count / 1e12}
+  if memory is not None:
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    row['memory_gib_per_device'] = (used - memory.alias_size_in_bytes) / 2**30
+  return row
+
+
+def _random_batch(config: ConfigDict, engine: Engine, rows: int) -> input_pipeline.NumpyBatch:
+  size, rng = config.model.image_size, np.random.default_rng(0)
+  planes = {'label': (), 'mask': (1,)}
+  fields = (*engine.task.batch_fields, *engine.task.optional_fields)
+  batch = {
+    field: rng.integers(0, 19 if field == 'label' else 256, (rows, size, size, *planes.get(field, (3,))), np.uint8)
+    for field in fields
+  }
+  return {**batch, 'row': np.arange(rows, dtype=np.int32), 'weight': np.ones(rows, np.float32)}
+
+
+def _engine(config: ConfigDict, mode: str, devices: Sequence[jax.Device]) -> Engine:
+  kind = PmapEngine if mode == 'pmap' else JitEngine
+  mesh = make_mesh(1 if mode == 'pmap' else config.parallel.fsdp, devices)
+  return kind(make_task(config, kind.axis_name), seed=config.seed, mesh=mesh)
+
+
+def _train_row(config: ConfigDict, mode: str, devices: Sequence[jax.Device], feed: str, seconds: float) -> Row:
+  """One way of compiling, one feed: a fixed batch ('none'), the loader, or the device-resident set."""
+  engine = _engine(config, mode, devices)
+  check_batch_size(config.batch_size, engine.device_count * config.accumulate_steps)
+  steps = config.steps_per_dispatch
+  state = engine.init()
+  stream: Iterator[input_pipeline.NumpyBatch] | None = None
+  if feed == 'none':
+    batch = _random_batch(config, engine, config.batch_size)
+    del batch['weight']
+    fixed = engine.put_stacked([batch] * steps)
+    next_batch = lambda: fixed  # noqa: E731
+  else:
+    dataset = open_split(config, engine, config.data.train_split)
+    options = {'batch_size': config.batch_size, 'seed': config.seed, 'next_batch': 0, 'process': (0, 1)}
+    if feed == 'resident':
+      engine.put_dataset(input_pipeline.load_whole(dataset))
+      stream = input_pipeline.ResidentBatches(dataset, **options)
+    else:
+      stream = input_pipeline.TrainBatches(dataset, workers=config.data.workers, **options)
+    next_batch = lambda: engine.put_stacked([next(stream) for _ in range(steps)])  # noqa: E731
+
+  began = time.perf_counter()
+  compiled = engine.train_step.lower(state, next_batch(), engine.dataset).compile()
+  compile_seconds = time.perf_counter() - began
+  holder = [state]
+
+  def dispatch() -> Any:
+    holder[0], metrics = compiled(holder[0], next_batch(), engine.dataset)
+    return metrics
+
+  per_dispatch, calls = time_repeatedly(dispatch, seconds)
+  rate = steps / per_dispatch
+  cost = _cost(compiled, engine.device_count)
+  per_device = cost['model_tflop'] * 1e12 / per_dispatch / engine.device_count
+  return {
+    'timed': f'train step, {_ways(mode, engine.device_count)}, {config.model.dtype}, data: {feed}',
+    'batch_size': config.batch_size,
+    'devices': engine.device_count,
+    'steps_per_second': rate,
+    'images_per_second': rate * config.batch_size,
+    'images_per_second_per_device': rate * config.batch_size / engine.device_count,
+    'model_tflop_per_step': cost['model_tflop'] / steps,
+    'share_of_peak': _share_of_peak(per_device, config.model.dtype),
+    'memory_gib_per_device': cost.get('memory_gib_per_device'),
+    'compile_seconds': compile_seconds,
+    'steps_timed': calls * steps,
+  }
+
+
+def _ways(mode: str, devices: int) -> str:
+  return f'{mode} on {devices} device{"s" if devices > 1 else ""}'
+
+
+def _evaluate_row(config: ConfigDict, devices: Sequence[jax.Device], seconds: float) -> Row:
+  engine = _engine(config, 'jit', devices)
+  light = for_evaluation(engine.init())
+  batch = engine.put(_random_batch(config, engine, config.batch_size))
+  began = time.perf_counter()
+  compiled = engine.eval_step.lower(light, batch).compile()
+  compile_seconds = time.perf_counter() - began
+  per_call, calls = time_repeatedly(lambda: compiled(light, batch), seconds)
+  rate = config.batch_size / per_call
+  return {
+    'timed': f'evaluation step with all metrics, {_ways("jit", engine.device_count)}, {config.model.dtype}',
+    'batch_size': config.batch_size,
+    'devices': engine.device_count,
+    'images_per_second': rate,
+    'images_per_second_per_device': rate / engine.device_count,
+    'compile_seconds': compile_seconds,
+    'steps_timed': calls,
+  }
+
+
+def _loader_row(config: ConfigDict, seconds: float) -> Row:
+  engine = _engine(config, 'jit', jax.devices()[:1])
+  dataset = open_split(config, engine, config.data.train_split)
+  workers = input_pipeline.default_workers() if config.data.workers < 0 else config.data.workers
+  stream = input_pipeline.TrainBatches(
+    dataset, batch_size=config.batch_size, seed=0, next_batch=0, process=(0, 1), workers=workers
+  )
+  per_batch, calls = time_repeatedly(lambda: next(stream)['row'], seconds)
+  return {
+    'timed': f'loader alone: read, decode, resize, batch; {workers} worker processes; nothing goes to a device',
+    'batch_size': config.batch_size,
+    'images_per_second': config.batch_size / per_batch,
+    'cpu_cores': os.cpu_count(),
+    'steps_timed': calls,
+  }
+
+
+def _ssim_row(seconds: float) -> Row:
+  shape, window = (32, 144, 144, 3), 9
+  a, b = (jax.random.uniform(jax.random.key(i), shape) for i in range(2))
+
+  def gradient(measure: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[], Any]:
+    jitted = jax.jit(jax.value_and_grad(lambda b, a: measure(a, b).mean()))
+    return lambda: jitted(b, a)
+
+  ours, theirs = time_in_turn(
+    gradient(functools.partial(ssim, filter_size=window)),
+    gradient(functools.partial(pix.ssim, filter_size=window)),
+    seconds,
+  )
+  return {
+    'timed': f'SSIM, value and gradient, {"x".join(map(str, shape))}, window {window}; in turn with dm_pix.ssim',
+    'milliseconds': ours * 1e3,
+    'dm_pix_milliseconds': theirs * 1e3,
+    'times_as_fast_as_dm_pix': theirs / ours,
+  }
+
+
+def _with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
+  config = copy.deepcopy(config)
+  config.model.dtype = dtype
+  return config
+
+
+def _rows(config: ConfigDict, parts: Sequence[str], seconds: float) -> Iterator[Row]:
+  devices = jax.devices()
+  # A CPU has no bfloat16 units; there its rows would only measure conversions.
+  dtypes = [config.model.dtype] if jax.default_backend() == 'cpu' else ['float32', 'bfloat16']
+  if 'ssim' in parts:
+    yield _ssim_row(seconds)
+  if 'loader' in parts:
+    yield _loader_row(config, seconds)
+  for dtype in dtypes:
+    variant = _with_dtype(config, dtype)
+    if 'train' in parts:
+      yield _train_row(variant, 'jit', devices[:1], 'none', seconds)
+      if len(devices) > 1:
+        yield _train_row(variant, 'jit', devices, 'none', seconds)
+    if 'pmap' in parts:
+      yield _train_row(variant, 'pmap', devices, 'none', seconds)
+    if 'loader' in parts and 'train' in parts:
+      yield _train_row(variant, 'jit', devices, 'loader', seconds)
+    if 'resident' in parts:
+      yield _train_row(variant, 'jit', devices, 'resident', seconds)
+    if 'evaluate' in parts:
+      yield _evaluate_row(variant, devices, seconds)
+
+
+def _say(row: Row) -> None:
+  print(f'- {row["timed"]}')
+  shown = [f'{name} {value:.4g}' for name, value in row.items() if isinstance(value, int | float)]
+  if 'share_of_peak' in row and row['share_of_peak'] is None:
+    shown.append("share of peak unknown (this device's peak is not listed)")
+  print('  ' + ', '.join(shown), flush=True)
+
+
+def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | None, seconds: float) -> list[Row]:
+  """Measures `only` these parts (all by default), each row for about `seconds`; prints rows and writes JSON to `out`."""
+  parts = tuple(only or PARTS)
+  unknown = [part for part in parts if part not in PARTS]
+  if unknown:
+    raise UserError(f'unknown part {unknown[0]!r}; choose from {", ".join(PARTS)}')
+  device = jax.devices()[0]
+  print(f'{len(jax.devices())} x {device.device_kind} ({jax.default_backend()}), jax {jax.__version__}; compilation is not timed')
+  rows = []
+  for row in _rows(config, parts, seconds):
+    _say(row)
+    rows.append(row)
+  if out is not None:
+    about = environment()
+    # Where it ran on whose machine is not part of a result.
+    report = {'environment': {k: v for k, v in about.items() if k != 'command'}, 'config': config.to_dict(), 'rows': rows}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(report, indent=2) + '\n')
+    print(f'written: {out}')
+  return rows

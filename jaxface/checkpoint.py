@@ -1,0 +1,167 @@
+"""Checkpoints of a run, by Orbax: asynchronous, atomic, the last few and the best kept.
+
+A checkpoint holds the state (weights, optimizer, moving statistics, step) and the position in the data, so that a run
+that goes on computes what it would have computed. It restores onto any number of devices and by either engine.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from jaxface.errors import UserError
+from jaxface.state import TrainState, for_evaluation
+from jaxface.workdir import CHECKPOINT_FOLDER
+
+log = logging.getLogger(__name__)
+
+_BEST = 'best'
+
+
+@contextlib.contextmanager
+def _disk_errors_are_the_users(folder: Path) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Orbax and TensorStore wrap the operating system's error in several types.
+    if 'No space left' in str(error) or 'ENOSPC' in str(error) or 'RESOURCE_EXHAUSTED' in str(error):
+      raise UserError(f'the disk of {folder} is full; make room and say the same command again to go on') from error
+    raise
+
+
+class Checkpoints:
+  """The checkpoints of one workdir. Use as a context manager: leaving it waits for what is being written."""
+
+  def __init__(self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1, best_is: str = 'lowest', read_only: bool = False):
+    policies = ocp.training.preservation_policies
+    kept = [policies.LatestN(max(keep_last, 1))]
+    if keep_best:
+      kept.append(
+        policies.BestN(
+          get_metric_fn=lambda metrics: metrics[_BEST],
+          reverse=best_is == 'lowest',
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
+    self._best_is = best_is
+    self._orbax = ocp.training.Checkpointer(
+      self.folder,
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      # What a killed run left half-written goes, but never while another process may be writing it.
+      cleanup_tmp_directories=not read_only,
+    )
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    with _disk_errors_are_the_users(self.folder):
+      self._orbax.close()
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps at which a whole checkpoint exists, ascending."""
+    return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+  @property
+  def best_step(self) -> int | None:
+    """The step with the best validation metric, or None where none was measured."""
+    scored = [c for c in self._orbax.checkpoints if c.metrics and _BEST in c.metrics]
+    choose = min if self._best_is == 'lowest' else max
+    return choose(scored, key=lambda c: c.metrics[_BEST]).step if scored else None
+
+  def save(self, step: int, state: TrainState, next_batch: int, fingerprint: str | None, score: float | None = None) -> None:
+    """Copies the state off the devices and writes it in the background.
+
+    `fingerprint` names the data the run is bound to (None: any); `score` is what 'best' goes by.
+    """
+    if step in self.steps:
+      return
+    with _disk_errors_are_the_users(self.folder):
+      self._orbax.save_checkpointables_async(
+        step,
+        {'state': state, 'data': {'next_batch': next_batch}},
+        metrics=None if score is None else {_BEST: float(score)},
+        custom_metadata=None if fingerprint is None else {'data': fingerprint},
+        force=True,
+      )
+
+  def wait(self) -> None:
+    """Blocks until the checkpoint being written is whole."""
+    with _disk_errors_are_the_users(self.folder):
+      self._orbax.wait()
+
+  def restore_latest(self, abstract: TrainState, fingerprint: str) -> tuple[TrainState, int] | None:
+    """The newest state that can be read, and its next batch; None where there is no checkpoint.
+
+    A damaged checkpoint is passed over with a warning. Data other than the run began with raises UserError.
+    """
+    for step in reversed(self.steps):
+      try:
+        known = self._orbax.metadata(step).custom_metadata or {}
+        loaded = self._orbax.load_checkpointables(step, {'state': abstract, 'data': {'next_batch': 0}})
+      except Exception as error:  # Whatever is wrong with the files, the one before may be whole.
+        log.warning('checkpoint %s cannot be read (%s); trying the one before', self.folder / str(step), _brief(error))
+        continue
+      if known.get('data', fingerprint) != fingerprint:
+        raise UserError(
+          f'the run was trained on {known["data"]} and the data is now {fingerprint}; choose another --workdir'
+        )
+      self._forget_after(step)
+      return loaded['state'], int(loaded['data']['next_batch'])
+    if self.steps:
+      raise UserError(f'no checkpoint in {self.folder} can be read; remove that folder to train from the start')
+    return None
+
+  def load_state(self, step: int, abstract: TrainState) -> TrainState:
+    """The state of checkpoint `step`, restored into `abstract`."""
+    try:
+      return self._orbax.load_checkpointables(step, {'state': abstract})['state']
+    except Exception as error:
+      raise UserError(
+        f'checkpoint {self.folder / str(step)} cannot be read ({_brief(error)}); '
+        f'choose another of {self.steps} with --checkpoint'
+      ) from error
+
+  def _forget_after(self, step: int) -> None:
+    # A damaged newer checkpoint would otherwise stand in the way of saving that step again.
+    for later in [other for other in self.steps if other > step]:
+      self._orbax.delete(later)
+
+
+def _brief(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0][:200] if lines else ""}'
+
+
+def restore_for_evaluation(workdir: Path, abstract: TrainState, which: str = 'best') -> tuple[TrainState, int]:
+  """A state to use, not to train on, from a run's folder, and its step.
+
+  Args:
+    workdir: folder of a `jaxface train` run; it may still be training.
+    abstract: shapes, dtypes and shardings of the run's state.
+    which: 'best' (by validation; the latest where nothing was validated), 'latest' or a step number.
+  """
+  if not (Path(workdir) / CHECKPOINT_FOLDER).is_dir():
+    raise UserError(f'{workdir} has no checkpoints yet; train first: jaxface train --workdir {workdir} --config ...')
+  # The optimizer's moments, twice as much again as the weights, stay on the disk.
+  partial = abstract.replace(opt_state=jax.tree.map(lambda _: ocp.PLACEHOLDER, abstract.opt_state))
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    steps = checkpoints.steps
+    if not steps:
+      raise UserError(f'{workdir} has no whole checkpoint yet; let `jaxface train` write one')
+    if which == 'best':
+      step = checkpoints.best_step or steps[-1]
+    elif which == 'latest':
+      step = steps[-1]
+    elif which.isdigit() and int(which) in steps:
+      step = int(which)
+    else:
+      raise UserError(f'no checkpoint {which!r} in {workdir}; choose best, latest or one of {steps}')
+    state = checkpoints.load_state(step, partial)
+  return for_evaluation(state), step

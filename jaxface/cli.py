@@ -1,0 +1,252 @@
+"""`jaxface <command>`: the command line. Every command's work is a function elsewhere; here are names and options."""
+
+import argparse
+import errno
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxface.errors import UserError
+
+# Modules are imported inside the commands: `jaxface --help` should not wait for JAX.
+
+
+def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ml_collections.ConfigDict':  # noqa: F821
+  """Reads `experiments/vae.py:variant` and applies `--config.key=value`, by ml_collections' own flag parser."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  path = Path(file_and_variant.partition(':')[0])
+  if not path.is_file():
+    known = ', '.join(sorted(str(p) for p in Path('experiments').glob('*.py'))) or 'none here'
+    raise UserError(f'no configuration file {path}; experiments here: {known}')
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  try:
+    rest = values(['jaxface', f'--config={file_and_variant}', *overrides])
+  except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+    raise UserError(f'{file_and_variant}: {_one_line(error)}') from error
+  if len(rest) > 1:
+    raise UserError(f'unexpected argument {rest[1]!r}; change a key of the configuration by --config.key=value')
+  return values.config
+
+
+def _one_line(error: BaseException) -> str:
+  return ' '.join(str(error.args[0] if error.args else error).split())
+
+
+def _train(args: argparse.Namespace) -> None:
+  from jaxface.parallel import start_processes
+
+  start_processes(args.coordinator, args.num_processes, args.process_id)
+
+  from jaxface.train import train
+  from jaxface.workdir import CONFIG_FILE, read_config
+
+  if args.config:
+    config = load_config(args.config, args.overrides)
+  elif (args.workdir / CONFIG_FILE).is_file():
+    config = read_config(args.workdir)
+    if args.overrides:
+      raise UserError(f'{args.overrides[0]} needs --config FILE:VARIANT, too')
+  else:
+    raise UserError(f'{args.workdir} holds no run to go on with; give --config experiments/vae.py:mask_ssim_l2')
+  if args.data_dir is not None:
+    config.data.data_dir = str(args.data_dir)
+  outcome = train(config, args.workdir, quiet=args.quiet)
+  if outcome.finished and not args.quiet:
+    print(f'trained to step {outcome.step}; curves, pictures and checkpoints are in {args.workdir}')
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+  from jaxface.evaluate import evaluate_runs
+
+  evaluate_runs(
+    args.workdir,
+    split=args.split,
+    checkpoint=args.checkpoint,
+    data=args.data,
+    data_dir=args.data_dir,
+    out=args.out,
+    batch_size=args.batch_size,
+  )
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+  from jaxface.vae_pictures import reconstruct
+
+  reconstruct(args.workdir, args.images, args.out, checkpoint=args.checkpoint)
+
+
+def _sample(args: argparse.Namespace) -> None:
+  from jaxface.vae_pictures import sample
+
+  sample(args.workdir, args.out, count=args.count, seed=args.seed, prior=args.prior, checkpoint=args.checkpoint)
+
+
+def _interpolate(args: argparse.Namespace) -> None:
+  from jaxface.vae_pictures import interpolate
+
+  interpolate(args.workdir, args.images, args.out, steps=args.steps, checkpoint=args.checkpoint)
+
+
+def _ablation(args: argparse.Namespace) -> None:
+  from jaxface.ablation import ablation
+
+  variants = None if args.variants is None else args.variants.split(',')
+  make_config = lambda variant: load_config(f'{args.config}:{variant}{args.flags}', args.overrides)  # noqa: E731
+  ablation(make_config, args.workdir, variants=variants, data_dir=args.data_dir, split=args.split)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+  from jaxface.benchmark import benchmark
+
+  config = load_config(args.config, args.overrides)
+  if args.data_dir is not None:
+    config.data.data_dir = str(args.data_dir)
+  benchmark(config, only=args.only.split(',') if args.only else None, out=args.out, seconds=args.seconds)
+
+
+def _convert(args: argparse.Namespace) -> None:
+  from jaxface.convert.command import convert
+
+  make_config = lambda variant: load_config(f'{args.config}:{variant}', args.overrides)  # noqa: E731
+  convert(args.system, args.file, args.workdir, image_size=args.image_size, make_config=make_config)
+
+
+def _add_workdir(parser: argparse.ArgumentParser, several: bool = False) -> None:
+  parser.add_argument(
+    '--workdir', type=Path, required=True, nargs='+' if several else None, help='folder of a `jaxface train` run'
+  )
+  parser.add_argument('--checkpoint', default='best', help="'best' (by validation), 'latest' or a step; default best")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog='jaxface', description=__doc__.partition('\n')[0])
+  parser.add_argument('--version', action='store_true', help='print versions and devices, and leave')
+  commands = parser.add_subparsers(metavar='COMMAND')
+
+  def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(run=run, takes_overrides=False)
+    return sub
+
+  from jaxface import prepare
+
+  prepare.register(commands)
+
+  sub = command('train', _train, 'train a system, or go on with a run')
+  sub.set_defaults(takes_overrides=True)
+  sub.add_argument('--config', help='FILE:VARIANT, such as experiments/vae.py:mask_ssim_l2; --config.key=value changes a key')
+  sub.add_argument('--workdir', type=Path, required=True, help='folder of the run; an existing one is gone on with')
+  sub.add_argument('--data-dir', type=Path, help='where prepared datasets lie; default $TFDS_DATA_DIR or ~/tensorflow_datasets')
+  sub.add_argument('--quiet', action='store_true', help='no progress bar')
+  sub.add_argument('--coordinator', help="HOST:PORT of process 0, for a run of several processes; 'auto' asks the cluster")
+  sub.add_argument('--num-processes', type=int)
+  sub.add_argument('--process-id', type=int)
+
+  sub = command('evaluate', _evaluate, 'measure one or several runs on a split and compare them in a table and a figure')
+  _add_workdir(sub, several=True)
+  sub.add_argument('--split', default='test')
+  sub.add_argument('--data', help="another dataset than the run's own, such as face_folder/mine")
+  sub.add_argument('--data-dir', type=Path)
+  sub.add_argument('--batch-size', type=int, help="default: the run's own")
+  sub.add_argument('--out', type=Path, help='folder for results.json and comparison.png; default WORKDIR/evaluation')
+
+  sub = command('reconstruct', _reconstruct, 'reconstruct pictures or folders of them')
+  _add_workdir(sub)
+  sub.add_argument('--images', type=Path, nargs='+', required=True, help='pictures or folders')
+  sub.add_argument('--out', type=Path, required=True, help='a .png for one grid, or a folder for one file a picture')
+
+  sub = command('sample', _sample, 'draw new faces')
+  _add_workdir(sub)
+  sub.add_argument('--count', type=int, default=64)
+  sub.add_argument('--seed', type=int, default=0)
+  sub.add_argument('--prior', choices=('normal', 'fitted'), default='fitted', help="'normal': N(0, 1), as the theory has it; 'fitted': a Gaussian fitted to the encoded training pictures")
+  sub.add_argument('--out', type=Path, required=True, help='a .png')
+
+  sub = command('interpolate', _interpolate, 'walk from face to face through the latent space')
+  _add_workdir(sub)
+  sub.add_argument('--images', type=Path, nargs='+', required=True, help='two or more pictures, or folders')
+  sub.add_argument('--steps', type=int, default=8, help='pictures from one face to the next, both included')
+  sub.add_argument('--out', type=Path, required=True, help='a .png')
+
+  sub = command('ablation', _ablation, 'train and evaluate the ten VAE variants; print the table beside the published one')
+  sub.set_defaults(takes_overrides=True)
+  sub.add_argument('--config', default='experiments/vae.py', help='FILE without variant')
+  sub.add_argument('--flags', default='', help="flags for every variant, such as ',demo'")
+  sub.add_argument('--variants', help='comma-separated; default all ten')
+  sub.add_argument('--workdir', type=Path, required=True, help='one folder a variant is made in it; run again to go on')
+  sub.add_argument('--data-dir', type=Path)
+  sub.add_argument('--split', default='test')
+
+  sub = command('benchmark', _benchmark, 'measure throughput: steps, loader, SSIM against dm-pix')
+  sub.set_defaults(takes_overrides=True)
+  sub.add_argument('--config', default='experiments/vae.py:mask_ssim_l2', help='FILE:VARIANT')
+  sub.add_argument('--only', help='comma-separated parts; default all')
+  sub.add_argument('--seconds', type=float, default=10.0, help='time to measure each row for')
+  sub.add_argument('--data-dir', type=Path)
+  sub.add_argument('--out', type=Path, help='JSON file')
+
+  sub = command('convert', _convert, 'turn a public checkpoint into a workdir that every command can use')
+  sub.add_argument('system', help="'vae'")
+  sub.add_argument('file', type=Path, help='Keras .h5 weights or model')
+  sub.set_defaults(takes_overrides=True)
+  sub.add_argument('--config', default='experiments/vae.py', help='FILE without variant: dataset, loss and optimizer to go on with')
+  sub.add_argument('--image-size', type=int, help='picture size of the network; weights do not say it')
+  sub.add_argument('--workdir', type=Path, required=True, help='folder to make')
+  return parser
+
+
+def _print_version() -> None:
+  import json
+
+  from jaxface.workdir import environment
+
+  print(json.dumps(environment(), indent=2))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; returns its exit status: 0, 1 for a run that failed, 2 for wrong input."""
+  logging.basicConfig(level=logging.WARNING, format='jaxface: %(levelname)s: %(message)s')
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Third parties' deprecations are not the user's business.
+  warnings.filterwarnings('ignore', category=DeprecationWarning)
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  if args.version:
+    _print_version()
+    return 0
+  if not hasattr(args, 'run'):
+    parser.print_help()
+    return 2
+  if rest and not (getattr(args, 'takes_overrides', False) and all(word.startswith('--config.') for word in rest)):
+    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  args.overrides = rest
+  try:
+    args.run(args)
+  except UserError as error:
+    print(f'jaxface: error: {error}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    print(f'jaxface: error: the disk is full ({error.filename}); make room and say the same again', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('jaxface: interrupted', file=sys.stderr)
+    return 130
+  except RuntimeError as error:
+    from jaxface.train import NonFiniteError
+
+    if not isinstance(error, NonFiniteError):
+      raise
+    print(f'jaxface: error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

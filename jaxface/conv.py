@@ -1,0 +1,166 @@
+"""3x3 convolutions, their stride-2 transposes and 2x2 max pooling, with kernel gradients that are fast on a CPU too.
+
+A convolution, its transpose and its kernel gradient are the three gradients of one trilinear form
+
+    form(x, kernel, y) = sum over b, i, o, p, t of  y[b, p, o] kernel[t, i, o] x[b, stride * p + t - pad, i]
+
+(p runs over output pixels, t over the 3x3 taps, x is 0 outside), with respect to y, to x and to the kernel. Each of
+the three is therefore differentiated by the other two, to any order.
+
+XLA runs the first two well everywhere. On CPU it writes a kernel gradient as a convolution with a picture-sized window,
+3 to 20 times slower than the matrix products below, which only a program lowered for CPU contains.
+"""
+
+# B batch | H,W pixels of x | h,w pixels of y | I channels of x | O channels of y
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# What one matrix product of the CPU's kernel gradient works on stays within the last-level cache.
+_CHUNK_BYTES = 2**24
+
+
+class _Geometry(NamedTuple):
+  """Where y's pixels lie on x's: `stride` apart, the first window beginning `pad` before x's first pixel."""
+
+  stride: int
+  pad: int
+  height: int
+  width: int
+  out_height: int
+  out_width: int
+
+  def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Zeros before and after x's rows and columns that make it yield exactly y's."""
+    sizes = ((self.height, self.out_height), (self.width, self.out_width))
+    return tuple((self.pad, self.stride * (out - 1) + 3 - size - self.pad) for size, out in sizes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """d form / d y."""
+  strides = (geometry.stride, geometry.stride)
+  return lax.conv_general_dilated(x, kernel, strides, geometry.padding(), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _transpose(geometry: _Geometry, y: jax.Array, kernel: jax.Array) -> jax.Array:
+  """d form / d x."""
+  stride = geometry.stride
+  return lax.conv_general_dilated(
+    y,
+    kernel[::-1, ::-1],
+    (1, 1),
+    tuple((2 - before, 2 - after) for before, after in geometry.padding()),
+    lhs_dilation=(stride, stride),
+    dimension_numbers=('NHWC', 'HWOI', 'NHWC'),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel_gradient(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
+  """d form / d kernel, [3, 3, I, O]."""
+  return lax.platform_dependent(
+    x,
+    y,
+    cpu=functools.partial(_kernel_gradient_by_products, geometry),
+    default=functools.partial(_kernel_gradient_by_convolution, geometry),
+  )
+
+
+_convolve.defvjp(
+  lambda geometry, x, kernel: (_convolve(geometry, x, kernel), (x, kernel)),
+  lambda geometry, saved, y: (_transpose(geometry, y, saved[1]), _kernel_gradient(geometry, saved[0], y)),
+)
+_transpose.defvjp(
+  lambda geometry, y, kernel: (_transpose(geometry, y, kernel), (y, kernel)),
+  lambda geometry, saved, x: (_convolve(geometry, x, saved[1]), _kernel_gradient(geometry, x, saved[0])),
+)
+_kernel_gradient.defvjp(
+  lambda geometry, x, y: (_kernel_gradient(geometry, x, y), (x, y)),
+  lambda geometry, saved, kernel: (_transpose(geometry, saved[1], kernel), _convolve(geometry, saved[0], kernel)),
+)
+
+
+def _kernel_gradient_by_convolution(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
+  strides = (geometry.stride, geometry.stride)
+
+  def convolve(kernel):
+    return lax.conv_general_dilated(x, kernel, strides, geometry.padding(), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  return jax.linear_transpose(convolve, jax.ShapeDtypeStruct((3, 3, x.shape[-1], y.shape[-1]), x.dtype))(y)[0]
+
+
+def _kernel_gradient_by_products(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
+  """As matrix products over pixels. Along each axis either x is shifted by the tap, or y the other way round."""
+  batch, (inputs, outputs) = x.shape[0], (x.shape[-1], y.shape[-1])
+  # Nine shifted copies of one, or three of both, whichever is least to write. Steps of 2 pixels leave y no choice.
+  widths = {(rows, columns): 3 ** (rows + columns) * inputs + 3 ** (2 - rows - columns) * outputs
+            for rows, columns in ((True, True), (False, True), (False, False))[: 3 if geometry.stride == 1 else 1]}
+  rows_of_x, columns_of_x = min(widths, key=widths.get)
+
+  def product(x, y):
+    x = _shifts_of_x(x, 2, geometry) if columns_of_x else x
+    x = _shifts_of_x(x, 1, geometry) if rows_of_x else x
+    y = y if columns_of_x else _shifts_of_y(y, 2, geometry)
+    y = y if rows_of_x else _shifts_of_y(y, 1, geometry)
+    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+  image_bytes = 4 * geometry.out_height * geometry.out_width * min(widths.values())
+  per_chunk = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * image_bytes <= _CHUNK_BYTES))
+  if per_chunk == batch:
+    total = product(x, y)
+  else:
+    chunks = tuple(t.reshape(-1, per_chunk, *t.shape[1:]) for t in (x, y))
+    shape = jax.eval_shape(product, *(chunk[0] for chunk in chunks))
+    total, _ = lax.scan(lambda total, chunk: (total + product(*chunk), None), jnp.zeros(shape.shape, shape.dtype), chunks)
+
+  taps_of_x, taps_of_y = ((3 if rows else 1, 3 if columns else 1) for rows, columns in
+                          ((rows_of_x, columns_of_x), (not rows_of_x, not columns_of_x)))
+  total = total.reshape(*taps_of_x, inputs, *taps_of_y, outputs).transpose(0, 3, 1, 4, 2, 5)
+  return total.reshape(3, 3, inputs, outputs).astype(x.dtype)
+
+
+def _shifts_of_x(x: jax.Array, axis: int, geometry: _Geometry) -> jax.Array:
+  """Channels (3, C): for every pixel of y along `axis`, what the three taps meet."""
+  length = (geometry.out_height, geometry.out_width)[axis - 1]
+  x = _pad(x, axis, geometry.padding()[axis - 1])
+  last = geometry.stride * (length - 1) + 1
+  return jnp.concatenate([lax.slice_in_dim(x, t, t + last, geometry.stride, axis) for t in range(3)], -1)
+
+
+def _shifts_of_y(y: jax.Array, axis: int, geometry: _Geometry) -> jax.Array:
+  """Channels (3, C): for every pixel of x along `axis`, whom it reaches through the three taps, with stride 1."""
+  length = (geometry.height, geometry.width)[axis - 1]
+  y = _pad(y, axis, (2 - geometry.pad, length - y.shape[axis] + geometry.pad))
+  return jnp.concatenate([lax.slice_in_dim(y, 2 - t, 2 - t + length, 1, axis) for t in range(3)], -1)
+
+
+def _pad(array: jax.Array, axis: int, amount: tuple[int, int]) -> jax.Array:
+  return jnp.pad(array, [amount if a == axis else (0, 0) for a in range(array.ndim)])
+
+
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Cross-correlation with zero padding: [B, H, W, I], kernel [3, 3, I, O] -> [B, H, W, O]."""
+  height, width = x.shape[1:3]
+  return _convolve(_Geometry(1, 1, height, width, height, width), x, kernel)
+
+
+def conv_transpose3x3(x: jax.Array, kernel: jax.Array, *, odd: bool) -> jax.Array:
+  """Transposed convolution by stride 2, as Keras defines it: out[2i + k] += x[i] kernel[k] for k = 0, 1, 2.
+
+  [B, H, W, I], kernel [3, 3, O, I] -> [B, 2H, 2W, O], cut at the end (Keras 'same'), or with `odd` all of
+  [B, 2H+1, 2W+1, O] (Keras 'valid').
+  """
+  height, width = x.shape[1:3]
+  return _transpose(_Geometry(2, 0, 2 * height + odd, 2 * width + odd, height, width), x, kernel)
+
+
+def max_pool2x2(x: jax.Array) -> jax.Array:
+  """Largest of every 2x2 square: [B, H, W, C] -> [B, H//2, W//2, C]; an odd last row or column is dropped."""
+  return lax.reduce_window(x, -float('inf'), lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')

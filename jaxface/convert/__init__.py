@@ -1,0 +1,41 @@
+"""Public checkpoints to Flax modules and variables, and back.
+
+A checkpoint is `{name: numpy array}` in the public code's own names and layouts; reading it from a file is the business
+of a reader such as `keras_h5.read`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from jaxface.convert import vae
+from jaxface.errors import UserError
+
+SYSTEMS = {'vae': vae}
+
+
+def _system(name: str):
+  if name not in SYSTEMS:
+    raise UserError(f'unknown system {name!r}; checkpoints can be converted for {", ".join(SYSTEMS)}')
+  return SYSTEMS[name]
+
+
+def from_reference(system: str, state: Mapping[str, np.ndarray], **options: Any) -> tuple[nn.Module, dict]:
+  """Module and variables (numpy, float32) that compute what the public checkpoint computes.
+
+  Args:
+    system: a key of `SYSTEMS`.
+    state: the checkpoint's tensors; widths and depths are inferred from their shapes.
+    **options: what shapes cannot tell, see the system's own `from_reference`.
+
+  Raises:
+    UserError: tensors are missing, unexpected or misshapen; the message lists them.
+  """
+  return _system(system).from_reference(state, **options)
+
+
+def to_reference(system: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The inverse: `variables` under the public checkpoint's names and in its layouts."""
+  return _system(system).to_reference(variables)

@@ -1,0 +1,113 @@
+"""Evaluation: exact means over a split, on any number of devices, whatever its length; tables and comparison figures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxface import figures, input_pipeline
+from jaxface.errors import UserError
+from jaxface.parallel import Engine, check_batch_size
+from jaxface.runs import Run, load_run, open_split
+from jaxface.state import TrainState, for_evaluation
+from jaxface.workdir import write_atomically
+
+Metrics = dict[str, float]
+_COMPARED_EXAMPLES = 8
+
+
+def evaluate_state(
+  engine: Engine, current: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int, limit: int = 0
+) -> Metrics:
+  """Means of the task's metrics over every example of `dataset` (over the first `limit` batches where given).
+
+  The last batch is filled up and the filling is not counted. Sums are exact: float32 within a batch, float64 over all.
+  """
+  light = for_evaluation(current)
+  sums: dict[str, list[float]] = {}
+  process = (jax.process_index(), jax.process_count())
+  for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process, limit=limit):
+    host = engine.metrics_on_host(engine.eval_step(light, engine.put(batch)))
+    for name, value in host.items():
+      sums.setdefault(name, []).append(float(value))
+  count = math.fsum(sums.pop('count'))
+  return {name: math.fsum(values) / count for name, values in sums.items()}
+
+
+def table(results: Mapping[str, Metrics]) -> str:
+  """A text table: a row for each run and protocol ('protocol/metric' names), then the metrics without protocol."""
+  rows: list[tuple[str, str, Metrics]] = []
+  for run, metrics in results.items():
+    protocols: dict[str, Metrics] = {}
+    for name, value in metrics.items():
+      protocol, _, metric = name.rpartition('/')
+      protocols.setdefault(protocol, {})[metric] = value
+    rows += [(run, protocol or '-', values) for protocol, values in protocols.items()]
+  blocks = []
+  # Protocols that share their metrics share a block, so that like stands under like.
+  for columns in dict.fromkeys(tuple(values) for _, _, values in rows):
+    members = [row for row in rows if tuple(row[2]) == columns]
+    left = max(len(run) for run, _, _ in members)
+    middle = max(len('protocol'), *(len(protocol) for _, protocol, _ in members))
+    lines = [f'{"run":<{left}}  {"protocol":<{middle}}' + ''.join(f'{column:>10}' for column in columns)]
+    for run, protocol, values in members:
+      lines.append(f'{run:<{left}}  {protocol:<{middle}}' + ''.join(f'{values[c]:>10.4f}' for c in columns))
+    blocks.append('\n'.join(lines))
+  return '\n\n'.join(blocks)
+
+
+def compare(runs: Sequence[Run], dataset: input_pipeline.Dataset) -> np.ndarray:
+  """The paper's comparison figure, uint8 [H, W, 3]: a row for each of some examples, the original, then each run's."""
+  columns: dict[str, np.ndarray] = {}
+  for run in runs:
+    rows = -(-_COMPARED_EXAMPLES // run.engine.device_count) * run.engine.device_count
+    batch = next(input_pipeline.eval_batches(dataset, batch_size=rows, limit=1))
+    shown = run.engine.render(run.state, run.engine.put(batch))
+    real = int(batch['weight'].sum())
+    columns.setdefault('original', shown['input'][:real])
+    columns[run.name] = next(shown[name] for name in run.engine.task.comparison if name in shown)[:real]
+  return figures.titled_columns(columns, max_rows=_COMPARED_EXAMPLES)
+
+
+def evaluate_runs(
+  workdirs: Sequence[Path],
+  *,
+  split: str = 'test',
+  checkpoint: str = 'best',
+  data: str | None = None,
+  data_dir: Path | None = None,
+  batch_size: int | None = None,
+  out: Path | None = None,
+) -> dict[str, Metrics]:
+  """Measures runs on one split; prints a table and writes results.json and comparison.png into `out`."""
+  runs = [load_run(workdir, checkpoint) for workdir in workdirs]
+  if len({run.name for run in runs}) < len(runs):
+    raise UserError('two workdirs have the same name; a table could not tell them apart')
+  out = Path(out or Path(workdirs[0]) / 'evaluation')
+  results: dict[str, Metrics] = {}
+  for run in runs:
+    if data is not None:
+      run.config.data.name = data
+    if data_dir is not None:
+      run.config.data.data_dir = str(data_dir)
+    rows = batch_size or run.config.batch_size
+    check_batch_size(rows, run.engine.device_count)
+    dataset = open_split(run.config, run.engine, split)
+    results[run.name] = evaluate_state(run.engine, run.state, dataset, batch_size=rows)
+  protocol = {
+    'dataset': dataset.fingerprint,
+    'examples': len(dataset),
+    'checkpoints': {run.name: run.step for run in runs},
+    **runs[0].engine.task.protocol,
+  }
+  print('\n'.join(f'{name}: {value}' for name, value in protocol.items()))
+  print('\n' + table(results))
+  if jax.process_index() == 0:
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / 'results.json', json.dumps({'protocol': protocol, 'results': results}, indent=2))
+    figures.save_png(out / 'comparison.png', compare(runs, dataset))
+    print(f'\nwritten: {out / "results.json"}, {out / "comparison.png"}')
+  return results

@@ -1,0 +1,96 @@
+"""Pictures of results: grids of columns by example, loss curves. Everything takes numpy and writes PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')  # No display is needed to write a file.
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+
+from jaxface.pictures import write_picture
+
+_GAP = 2
+_TITLE_HEIGHT = 22
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """Float [..., H, W, 1 or 3] in [0, 1] -> uint8 [..., H, W, 3]."""
+  image = np.asarray(image)
+  if image.dtype != np.uint8:
+    image = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+  return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def tile(rows: Sequence[Sequence[np.ndarray]], gap: int = _GAP) -> np.ndarray:
+  """Lays pictures of one size, given as rows, on a white sheet: uint8 [H, W, 3]. None leaves a place empty."""
+  pictures = [[None if p is None else to_uint8(p) for p in row] for row in rows]
+  height, width = next(p.shape[:2] for row in pictures for p in row if p is not None)
+  columns = max(len(row) for row in pictures)
+  sheet = np.full((len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+  for y, row in enumerate(pictures):
+    for x, picture in enumerate(row):
+      if picture is not None:
+        top, left = gap + y * (height + gap), gap + x * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+  return sheet
+
+
+def titled_columns(columns: Mapping[str, np.ndarray], max_rows: int = 8) -> np.ndarray:
+  """A grid with one row an example and one titled column a name: {name: [N, H, W, 1 or 3]} -> uint8 [H', W', 3]."""
+  count = min(max_rows, *(len(values) for values in columns.values()))
+  sheet = tile([[values[i] for values in columns.values()] for i in range(count)])
+  pitch = next(iter(columns.values())).shape[2] + _GAP
+  titles = np.full((_TITLE_HEIGHT, sheet.shape[1], 3), 255, np.uint8)
+  for i, name in enumerate(columns):
+    scale = 0.42
+    while scale > 0.2 and cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] > pitch - 4:
+      scale -= 0.02
+    place = (_GAP + 2 + i * pitch, _TITLE_HEIGHT - 7)
+    cv2.putText(titles, name, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+  return np.concatenate([titles, sheet])
+
+
+def square_sheet(images: np.ndarray) -> np.ndarray:
+  """A nearly square sheet of N pictures [N, H, W, C]: uint8 [H', W', 3]."""
+  columns = int(np.ceil(np.sqrt(len(images))))
+  rows = [list(images[i : i + columns]) for i in range(0, len(images), columns)]
+  rows[-1] += [None] * (columns - len(rows[-1]))
+  return tile(rows)
+
+
+def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
+  """Curves of every train and validation term over the steps, a panel a term, from the lines of metrics.jsonl."""
+  series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+  for record in records:
+    for name, value in record.items():
+      part, _, term = name.partition('/')
+      if part in ('train', 'validation') and term:
+        series.setdefault(term, {}).setdefault(part, []).append((record['step'], value))
+  terms = sorted(series, key=lambda term: (term != 'loss', term))
+  if not terms:
+    return
+  columns = min(3, len(terms))
+  rows = -(-len(terms) // columns)
+  figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.8 * rows), squeeze=False, layout='constrained')
+  for axis in axes.flat[len(terms) :]:
+    axis.axis('off')
+  for axis, term in zip(axes.flat, terms, strict=False):
+    for part, points in series[term].items():
+      steps, values = zip(*points, strict=True)
+      axis.plot(steps, values, label=part, marker='o' if part == 'validation' else None, markersize=3, linewidth=1.2)
+    axis.set_title(term, fontsize=10)
+    axis.set_xlabel('step', fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if len(series[term]) > 1:
+      axis.legend(fontsize=8)
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+  """Writes a picture (float in [0, 1] or uint8), making its folder."""
+  write_picture(Path(path), to_uint8(image))

@@ -1,0 +1,69 @@
+"""Gaussian windows over pictures, as two banded matrix products: what SSIM and VIF spend their time on.
+
+Pictures are filtered as planes, float32 [H, K, W] with K = batch * channels, since then neither product needs a
+transposed copy: W is contracted from the right, H from the left, each one plain matrix product over the whole batch.
+Convolutions of so few channels are slow to differentiate on every backend; matrix units make the zeros cheap.
+"""
+
+# H,W pixels | H',W' = H,W - size + 1 window positions | K planes, picture-major then channel
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxface.errors import UserError
+
+
+def gaussian(size: int, sigma: float) -> np.ndarray:
+  """Gaussian window, float32 [size], sum 1, centred (between two taps where `size` is even)."""
+  if size < 1 or sigma <= 0:
+    raise UserError(f'no Gaussian window has size {size} and sigma {sigma}; size is at least 1, sigma above 0')
+  taps = np.exp(-0.5 * np.square((np.arange(size) - (size - 1) / 2) / sigma))
+  return (taps / taps.sum()).astype(np.float32)
+
+
+def blur(planes: jax.Array, window: np.ndarray) -> jax.Array:
+  """Filter [H, K, W] by the separable `window` [size] where it fits ('valid') -> [H', K, W'], float32."""
+  height, count, width = planes.shape
+  # Variances are differences of two blurred values: less than full float32 would leave only noise of them.
+  product = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+  rows = product(planes.reshape(height * count, width), _band(width, window).T)
+  return product(_band(height, window), rows.reshape(height, -1)).reshape(-1, count, rows.shape[-1])
+
+
+def to_planes(pictures: jax.Array) -> jax.Array:
+  """[..., H, W, C] -> [H, K, W]."""
+  height, width, channels = pictures.shape[-3:]
+  return pictures.reshape(-1, height, width, channels).transpose(1, 0, 3, 2).reshape(height, -1, width)
+
+
+def from_planes(planes: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+  """[H, K, W] -> [*batch, H, W, C]; inverse of `to_planes`."""
+  height, count, width = planes.shape
+  channels = count // math.prod(batch)
+  return planes.reshape(height, -1, channels, width).transpose(1, 0, 3, 2).reshape(*batch, height, width, channels)
+
+
+def picture_pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Both as float32. UserError where they are not floats [..., H, W, C] of one shape."""
+  a, b = jnp.asarray(a), jnp.asarray(b)
+  if a.shape != b.shape or a.ndim < 3:
+    raise UserError(f'cannot compare shapes {a.shape} and {b.shape}; give two pictures [..., H, W, C] of one shape')
+  for x in (a, b):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise UserError(f'cannot compare {x.dtype} pictures; give floats, for instance uint8 divided by 255')
+  return a.astype(jnp.float32), b.astype(jnp.float32)
+
+
+def _band(length: int, window: np.ndarray) -> np.ndarray:
+  """The matrix [length - size + 1, length] whose product with a signal is the signal filtered by `window`."""
+  positions = length - len(window) + 1
+  assert positions > 0, (length, len(window))
+  band = np.zeros((positions, length), np.float32)
+  rows = np.arange(positions)
+  for offset, tap in enumerate(window):
+    band[rows, rows + offset] = tap
+  return band

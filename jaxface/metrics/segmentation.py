@@ -1,0 +1,73 @@
+"""Agreement of masks and of label maps; higher is better throughout, 1 is perfect."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxface.errors import UserError
+
+
+def mask_iou(prediction: jax.Array, target: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+  """Intersection over union (Jaccard index) of masks [B, H, W, 1] -> float32 [B] in [0, 1].
+
+  Soft masks are made hard first: a pixel is in where its value exceeds `threshold`. Two empty masks agree: 1.
+  """
+  overlap_B, prediction_B, target_B = _counts(prediction, target, threshold)
+  return _ratio(overlap_B, prediction_B + target_B - overlap_B)
+
+
+def mask_dice(prediction: jax.Array, target: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+  """Dice coefficient (F1) 2 |p and t| / (|p| + |t|) of masks [B, H, W, 1] -> float32 [B] in [0, 1].
+
+  Masks are hardened and empty ones treated as in `mask_iou`; dice = 2 iou / (1 + iou).
+  """
+  overlap_B, prediction_B, target_B = _counts(prediction, target, threshold)
+  return _ratio(2 * overlap_B, prediction_B + target_B)
+
+
+def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+  """Pixel counts of label maps, integers [B, H, W] -> int32 [B, num_classes, num_classes].
+
+  Entry [b, i, j]: pixels of picture b whose label is i and whose prediction is j. Pixels where either lies outside
+  0..num_classes - 1 (255, "ignore", say) are not counted. Counts of many pictures add up; beyond 2^31 pixels sum in
+  float64 or int64.
+  """
+  if labels.shape != predictions.shape or labels.ndim != 3:
+    raise UserError(f'label maps of shapes {labels.shape} and {predictions.shape}; both must be [B, H, W] and alike')
+  labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+  counted = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+  # One bin beyond the last is out of bounds, and there bincount drops.
+  cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
+  counts = jax.vmap(lambda cells: jnp.bincount(cells.ravel(), length=num_classes**2))(cell)
+  return counts.reshape(-1, num_classes, num_classes).astype(jnp.int32)
+
+
+def iou_from_confusion(confusion: jax.Array) -> jax.Array:
+  """Intersection over union of every class, counts [..., C, C] -> float32 [..., C] in [0, 1].
+
+  NaN for a class that occurs neither in labels nor in predictions: average with `jnp.nanmean`.
+  """
+  confusion = confusion.astype(jnp.float32)
+  overlap = jnp.diagonal(confusion, axis1=-2, axis2=-1)
+  union = confusion.sum(-1) + confusion.sum(-2) - overlap
+  return jnp.where(union > 0, overlap / jnp.maximum(union, 1), jnp.nan)
+
+
+def mean_iou(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+  """Mean IoU over the classes that a picture's labels or predictions contain: integers [B, H, W] -> float32 [B].
+
+  A benchmark's mIoU is something else: `iou_from_confusion` of the matrices summed over all pictures.
+  NaN where no pixel is counted (see `confusion_matrix`).
+  """
+  return jnp.nanmean(iou_from_confusion(confusion_matrix(labels, predictions, num_classes)), axis=-1)
+
+
+def _counts(prediction, target, threshold):
+  if prediction.shape != target.shape or prediction.ndim < 2:
+    raise UserError(f'masks of shapes {prediction.shape} and {target.shape}; both must be [B, H, W, 1] and alike')
+  prediction, target = prediction > threshold, target > threshold
+  pixels = tuple(range(1, target.ndim))
+  return tuple(jnp.sum(mask, pixels, dtype=jnp.float32) for mask in (prediction & target, prediction, target))
+
+
+def _ratio(part, whole):
+  return jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1.0)

@@ -1,0 +1,105 @@
+"""Optimizers by name, as optax transformations; Keras's own Adam among them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxface.errors import UserError
+
+
+class KerasAdamState(NamedTuple):
+  """Step count (int32) and the two moments, shaped as the parameters."""
+
+  count: jax.Array
+  mean: optax.Updates
+  variance: optax.Updates
+
+
+def scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -> optax.GradientTransformation:
+  """Adam (Kingma & Ba 2015) as Keras computes it: `sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)`.
+
+  The epsilon meets the *uncorrected* second moment (the "epsilon hat" of the paper's section 2), so against
+  `optax.scale_by_adam` it acts as `eps / sqrt(1 - b2^t)`: 32 times as large at the first step. That matters where
+  gradients are tiny, as they are after clipping every variable to a norm of 1e-3.
+  """
+
+  def init(params: optax.Params) -> KerasAdamState:
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return KerasAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+  def update(
+    updates: optax.Updates, state: KerasAdamState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, KerasAdamState]:
+    del params
+    count = state.count + 1
+    mean = optax.tree.update_moment(updates, state.mean, b1, 1)
+    variance = optax.tree.update_moment(updates, state.variance, b2, 2)
+    t = count.astype(jnp.float32)
+    correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+    updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), mean, variance)
+    return updates, KerasAdamState(count, mean, variance)
+
+  return optax.GradientTransformation(init, update)
+
+
+def clip_each_by_norm(max_norm: float) -> optax.GradientTransformation:
+  """Scales each variable's gradient to an L2 norm of at most `max_norm`: Keras's `clipnorm`, which is not a global norm."""
+
+  def clip(gradient: jax.Array) -> jax.Array:
+    norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+    return gradient * (max_norm / jnp.maximum(norm, max_norm))
+
+  return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+OPTIMIZERS = {
+  'keras_adam': scale_by_keras_adam,
+  'adam': optax.scale_by_adam,
+  'sgd': lambda momentum=0.0: optax.trace(momentum),
+}
+
+DECAYS = ('constant', 'cosine', 'linear')
+
+
+def learning_rate_schedule(
+  peak: float, *, total_steps: int, warmup_steps: int = 0, decay: str = 'constant'
+) -> optax.Schedule:
+  """Linear warm-up over `warmup_steps`, then `decay` ('constant', 'cosine' or 'linear', to 0) until `total_steps`."""
+  if decay not in DECAYS:
+    raise UserError(f'unknown optimizer.decay {decay!r}; choose from {", ".join(DECAYS)}')
+  after = max(total_steps - warmup_steps, 1)
+  main = {
+    'constant': lambda: optax.constant_schedule(peak),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, after),
+    'linear': lambda: optax.linear_schedule(peak, 0.0, after),
+  }[decay]()
+  if not warmup_steps:
+    return main
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), main], [warmup_steps])
+
+
+def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+  """Builds the optimizer that `config` (the `optimizer` part of an experiment) describes.
+
+  Keys: `name` (one of OPTIMIZERS), `options` (its keyword arguments), `learning_rate`, `warmup_steps`, `decay`,
+  `clip_each` and `clip_global` (gradient norms; 0 leaves gradients as they are), `weight_decay` (decoupled, on kernels).
+  """
+  if config.name not in OPTIMIZERS:
+    raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
+  schedule = learning_rate_schedule(
+    config.learning_rate, total_steps=total_steps, warmup_steps=config.warmup_steps, decay=config.decay
+  )
+  parts = []
+  if config.clip_each:
+    parts.append(clip_each_by_norm(config.clip_each))
+  if config.clip_global:
+    parts.append(optax.clip_by_global_norm(config.clip_global))
+  parts.append(OPTIMIZERS[config.name](**config.options))
+  if config.weight_decay:
+    kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+    parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))
+  parts.append(optax.scale_by_learning_rate(schedule))
+  return optax.chain(*parts)

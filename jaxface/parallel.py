@@ -1,0 +1,357 @@
+"""How one step runs on many devices: `jit` over a mesh, or `pmap`; one process or several.
+
+A task writes its step as if one device held the whole batch. An *engine* compiles the task's functions for the devices
+at hand, makes the state where it will live, and moves batches there. Both engines have the same methods, so nothing
+else in the project asks which one runs; both save and restore the same checkpoint.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxface.collectives import mean_over_devices, sum_over_devices
+from jaxface.errors import UserError
+from jaxface.state import PyTree, TrainState, for_evaluation
+from jaxface.tasks.task import Task
+
+Batch = Mapping[str, Any]
+Rule = Callable[[tuple[int, ...], Mesh], P]
+
+# Rows of a batch are spread over both axes: `fsdp` devices share parameters, not pictures.
+BATCH_AXES = ('data', 'fsdp')
+PMAP_AXIS = 'batch'
+MODES = ('jit', 'pmap')
+
+
+def start_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Joins this process to a run of several; call it before anything else touches JAX.
+
+  With no arguments but `coordinator='auto'`, JAX reads the cluster it runs on (TPU pod, Slurm, Open MPI, Kubernetes).
+  """
+  if coordinator is None:
+    if num_processes is not None or process_id is not None:
+      raise UserError('--num-processes and --process-id need --coordinator HOST:PORT (or --coordinator auto)')
+    return
+  if coordinator == 'auto':
+    jax.distributed.initialize()
+    return
+  if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+    raise UserError(
+      f'--coordinator {coordinator} needs --num-processes N and --process-id I with 0 <= I < N; '
+      f'got N={num_processes}, I={process_id}'
+    )
+  jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with axes ('data', 'fsdp') over all devices, `fsdp` of them sharing one copy of the parameters."""
+  devices = list(devices if devices is not None else jax.devices())
+  if fsdp < 1 or len(devices) % fsdp:
+    legal = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+    raise UserError(f'parallel.fsdp={fsdp} does not divide {len(devices)} devices; choose from {legal}')
+  # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
+  return jax.make_mesh(
+    (len(devices) // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
+  )
+
+
+def check_batch_size(batch_size: int, divisor: int, name: str = 'batch_size') -> None:
+  """Raises when a global batch of `batch_size` rows cannot be cut into `divisor` equal parts."""
+  if batch_size < 1 or batch_size % divisor:
+    nearest = max(divisor, -(-batch_size // divisor) * divisor)
+    raise UserError(
+      f'{name}={batch_size} does not divide over {divisor} parts (devices x accumulate_steps); '
+      f'the next that does is {nearest}'
+    )
+
+
+def replicate(shape: tuple[int, ...], mesh: Mesh) -> P:
+  """Sharding rule: a whole copy on every device."""
+  del shape, mesh
+  return P()
+
+
+def shard_largest(axis: str, min_elements: int) -> Rule:
+  """Sharding rule: the largest dimension that `axis` divides is cut; tensors under `min_elements` stay whole."""
+
+  def rule(shape: tuple[int, ...], mesh: Mesh) -> P:
+    parts = mesh.shape[axis]
+    candidates = [i for i, side in enumerate(shape) if side % parts == 0]
+    if parts == 1 or not candidates or np.prod(shape) < min_elements:
+      return P()
+    cut = max(candidates, key=lambda i: shape[i])
+    return P(*(axis if i == cut else None for i in range(len(shape))))
+
+  return rule
+
+
+# First match wins. Paths read like 'params/encoder/conv_0/kernel'.
+RULES: tuple[tuple[str, Rule], ...] = (
+  (r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=2**14)),
+  (r'.*', replicate),
+)
+
+
+def shardings_for(tree: PyTree, mesh: Mesh, rules: Sequence[tuple[str, Rule]] = RULES) -> PyTree:
+  """A `NamedSharding` for every leaf of `tree` (arrays or their shapes), by the first rule that matches its path."""
+
+  def sharding(path: Any, leaf: Any) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    for pattern, rule in rules:
+      if re.fullmatch(pattern, name):
+        return NamedSharding(mesh, rule(tuple(leaf.shape), mesh))
+    raise ValueError(f'no sharding rule matches {name} {leaf.shape}; have {[pattern for pattern, _ in rules]}')
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:
+  return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+
+
+def _run_steps(
+  task: Task, seed: int, state: TrainState, batches: Batch, dataset: Batch | None
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Runs one update for each leading entry of `batches` ([K, rows, ...]); metrics come back as [K]."""
+
+  def one(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    if dataset is not None:
+      batch = {'row': batch['row'], **{name: records[batch['index']] for name, records in dataset.items()}}
+    return task.train_step(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+
+  steps = len(next(iter(batches.values())))
+  if steps == 1:  # A loop of one is no loop: the compiler optimises straight code better.
+    state, metrics = one(state, {name: values[0] for name, values in batches.items()})
+    return state, {name: value[None] for name, value in metrics.items()}
+  return jax.lax.scan(one, state, batches)
+
+
+def _weighted_sums(metrics: Mapping[str, jax.Array], weight_B: jax.Array) -> dict[str, jax.Array]:
+  """Sums per-example metrics [B, ...] over the rows of weight 1; rows of weight 0 only fill up a batch."""
+
+  def total(values: jax.Array) -> jax.Array:
+    real = weight_B.reshape(weight_B.shape + (1,) * (values.ndim - 1)) > 0
+    return jnp.where(real, values.astype(jnp.float32), 0).sum(0)
+
+  return {**{name: total(values) for name, values in metrics.items()}, 'count': weight_B.sum()}
+
+
+class JitEngine:
+  """One program over a mesh, written for the global batch; shardings place the state and the rows.
+
+  The step is compilable from shapes and shardings alone (`train_step.lower(engine.abstract_state, ...)`), also for a
+  mesh of devices that this machine does not have.
+  """
+
+  axis_name = None
+
+  def __init__(self, task: Task, *, seed: int, mesh: Mesh):
+    self.task, self.seed, self.mesh = task, seed, mesh
+    self.dataset: Batch | None = None
+    self.whole = NamedSharding(mesh, P())
+    self.rows = NamedSharding(mesh, P(BATCH_AXES))
+    self.stacked_rows = NamedSharding(mesh, P(None, BATCH_AXES))
+
+  @property
+  def device_count(self) -> int:
+    """Devices that a batch is cut over."""
+    return self.mesh.size
+
+  @cached_property
+  def abstract_state(self) -> TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    shapes = jax.eval_shape(self.task.init, jax.random.key(self.seed))
+    return _abstract(shapes, shardings_for(shapes, self.mesh))
+
+  @property
+  def _state_sharding(self) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+  @property
+  def _eval_sharding(self) -> PyTree:
+    return for_evaluation(self._state_sharding)
+
+  def init(self) -> TrainState:
+    """A fresh state, born sharded."""
+    return jax.jit(self.task.init, out_shardings=self._state_sharding)(jax.random.key(self.seed))
+
+  def put(self, batch: Batch) -> Batch:
+    """This process's rows, numpy [B/P, ...], become rows of the global batch on the devices."""
+    return {name: jax.make_array_from_process_local_data(self.rows, values) for name, values in batch.items()}
+
+  def put_stacked(self, batches: Sequence[Batch]) -> Batch:
+    """Several batches for one dispatch: leaves [K, B, ...] on the devices."""
+    return {
+      name: jax.make_array_from_process_local_data(self.stacked_rows, np.stack([batch[name] for batch in batches]))
+      for name in batches[0]
+    }
+
+  def put_dataset(self, dataset: Batch) -> None:
+    """Keeps a whole dataset, numpy [N, ...], on every device; batches are then row numbers (`index`) into it."""
+    self.dataset = {
+      name: jax.make_array_from_process_local_data(self.whole, values) for name, values in dataset.items()
+    }
+
+  @cached_property
+  def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`(state, batches [K, B, ...], dataset or None) -> (state, metrics [K])`; the given state's memory is reused."""
+    return jax.jit(
+      lambda state, batches, dataset: _run_steps(self.task, self.seed, state, batches, dataset),
+      in_shardings=(self._state_sharding, self.stacked_rows, self.whole),
+      out_shardings=(self._state_sharding, self.whole),
+      donate_argnums=0,
+    )
+
+  @cached_property
+  def eval_step(self) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
+    """`(for_evaluation(state), batch) -> sums over the global batch`; 'count' is the number of rows summed."""
+
+    def step(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+      return _weighted_sums(self.task.eval_step(state, batch, jax.random.key(self.seed)), batch['weight'])
+
+    return jax.jit(step, in_shardings=(self._eval_sharding, self.rows), out_shardings=self.whole)
+
+  @cached_property
+  def _render(self) -> Callable[..., dict[str, jax.Array]]:
+    return jax.jit(
+      self.task.render, in_shardings=(self._eval_sharding, self.rows, self.whole), out_shardings=self.whole
+    )
+
+  def render(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
+    """The task's pictures of a batch, on the host: {name: float [N, H, W, 1 or 3] in [0, 1]}."""
+    pictures = self._render(state, batch, jax.random.key(self.seed))
+    return {name: np.asarray(values.addressable_data(0), np.float32) for name, values in pictures.items()}
+
+  def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """What a step returned, as numpy."""
+    return {name: np.asarray(values.addressable_data(0)) for name, values in metrics.items()}
+
+  def to_saved(self, state: TrainState) -> TrainState:
+    """The state as a checkpoint holds it."""
+    return state
+
+  def from_saved(self, saved: TrainState) -> TrainState:
+    """The state as the steps take it."""
+    return saved
+
+  @property
+  def abstract_saved(self) -> TrainState:
+    """What to restore a checkpoint into."""
+    return self.abstract_state
+
+
+class PmapEngine:
+  """The classic replicated style: a program a device, which agree by collectives over the axis 'batch'.
+
+  The state carries a leading axis of local devices. The task must be made with `axis_name=PMAP_AXIS`.
+  """
+
+  axis_name = PMAP_AXIS
+
+  def __init__(self, task: Task, *, seed: int, mesh: Mesh):
+    self.task, self.seed, self.mesh = task, seed, mesh
+    self.dataset: Batch | None = None
+    self._local = jax.local_device_count()
+
+  @property
+  def device_count(self) -> int:
+    """Devices that a batch is cut over."""
+    return self.mesh.size
+
+  @cached_property
+  def abstract_saved(self) -> TrainState:
+    """What to restore a checkpoint into: one copy on every device of a mesh."""
+    shapes = jax.eval_shape(self.task.init, jax.random.key(self.seed))
+    return _abstract(shapes, jax.tree.map(lambda _: NamedSharding(self.mesh, P()), shapes))
+
+  @cached_property
+  def abstract_state(self) -> TrainState:
+    """Shapes and dtypes of the replicated state."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((self._local, *a.shape), a.dtype), self.abstract_saved)
+
+  def _replicate(self, tree: PyTree) -> PyTree:
+    return jax.pmap(lambda _, leaf: leaf, in_axes=(0, None))(np.arange(self._local), tree)
+
+  def init(self) -> TrainState:
+    """A fresh state, the same on every device."""
+    return self._replicate(jax.jit(self.task.init)(jax.random.key(self.seed)))
+
+  def put(self, batch: Batch) -> Batch:
+    """This process's rows, numpy [B/P, ...], cut into [devices, B/devices, ...]; `pmap` places them."""
+    return {name: values.reshape(self._local, -1, *values.shape[1:]) for name, values in batch.items()}
+
+  def put_stacked(self, batches: Sequence[Batch]) -> Batch:
+    """Several batches for one dispatch: leaves [devices, K, B/devices, ...]."""
+    cut = [self.put(batch) for batch in batches]
+    return {name: np.stack([batch[name] for batch in cut], axis=1) for name in cut[0]}
+
+  def put_dataset(self, dataset: Batch) -> None:
+    """Keeps a whole dataset, numpy [N, ...], on every device; batches are then row numbers (`index`) into it."""
+    self.dataset = self._replicate(dict(dataset))
+
+  @cached_property
+  def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`(state, batches, dataset or None) -> (state, metrics [devices, K])`; the given state's memory is reused."""
+
+    def step(state: TrainState, batches: Batch, dataset: Batch | None) -> tuple[TrainState, dict[str, jax.Array]]:
+      state, metrics = _run_steps(self.task, self.seed, state, batches, dataset)
+      return state, mean_over_devices(metrics, PMAP_AXIS)
+
+    return jax.pmap(step, axis_name=PMAP_AXIS, donate_argnums=0)
+
+  @cached_property
+  def eval_step(self) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
+    """`(for_evaluation(state), batch) -> sums over the global batch`; 'count' is the number of rows summed."""
+
+    def step(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+      metrics = self.task.eval_step(state, batch, jax.random.key(self.seed))
+      return sum_over_devices(_weighted_sums(metrics, batch['weight']), PMAP_AXIS)
+
+    return jax.pmap(step, axis_name=PMAP_AXIS)
+
+  @cached_property
+  def _render(self) -> Callable[..., dict[str, jax.Array]]:
+    return jax.pmap(self.task.render, axis_name=PMAP_AXIS, in_axes=(0, 0, None))
+
+  def render(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
+    """The task's pictures of this process's rows, on the host: {name: float [N, H, W, 1 or 3] in [0, 1]}."""
+    pictures = self._render(state, batch, jax.random.key(self.seed))
+    return {
+      name: np.concatenate([np.asarray(shard.data[0], np.float32) for shard in values.addressable_shards])
+      for name, values in pictures.items()
+    }
+
+  def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """What a step returned, as numpy: all devices agree, so the first one speaks."""
+    return {name: np.asarray(values.addressable_shards[0].data)[0] for name, values in metrics.items()}
+
+  def to_saved(self, state: TrainState) -> TrainState:
+    """The state as a checkpoint holds it: one copy, without the device axis."""
+    one = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], state)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), leaf), one)
+
+  def from_saved(self, saved: TrainState) -> TrainState:
+    """The state as the steps take it: a copy on every device."""
+    return self._replicate(jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), saved))
+
+
+Engine = JitEngine | PmapEngine
+
+_ENGINES = {'jit': JitEngine, 'pmap': PmapEngine}
+
+
+def make_engine(make_task: Callable[[str | None], Task], *, mode: str, fsdp: int, seed: int) -> Engine:
+  """Compiles a task for all devices; `make_task` is told the axis name that the chosen way of compiling needs."""
+  if mode not in _ENGINES:
+    raise UserError(f'unknown parallel.mode {mode!r}; choose from {", ".join(MODES)}')
+  if mode == 'pmap' and fsdp != 1:
+    raise UserError(f'parallel.fsdp={fsdp} needs parallel.mode=jit; pmap keeps a whole copy on every device')
+  engine = _ENGINES[mode]
+  return engine(make_task(engine.axis_name), seed=seed, mesh=make_mesh(fsdp))

@@ -1,0 +1,360 @@
+"""`jaxface prepare`: raw pictures become a prepared dataset, ArrayRecord files in TFDS's layout.
+
+A dataset is written beside its place and moved there when it is complete: whatever interrupts a run, nothing half-made
+is ever found, and the next run starts cleanly.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+from tqdm import tqdm
+
+from jaxface import labels, pictures
+from jaxface.errors import UserError
+
+DATASETS = ('synthetic_faces', 'celeba_masks', 'face_folder')
+
+# Within the dataset's own folder, so that moving it into place is one rename.
+_UNFINISHED = 'incomplete.prepare'
+_REPLACED = 'replaced'
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What was prepared; `str` of it is for people.
+
+  Attributes:
+    name: what `--config.data.name` takes, as 'face_folder/mine'.
+    path: the version's folder, as `find_prepared` returns it.
+    splits: pictures of each split.
+    num_bytes: of all record files.
+    picture_sizes: 'WxH' -> number of pictures, the most common ones.
+    skipped: reason -> names of pictures left out.
+    has_labels: whether every picture has a label map.
+    label_order_doubtful: whether most label maps look as if their classes stood in another order than was said.
+    already: whether it had been there before, and nothing was done.
+  """
+
+  name: str
+  path: Path
+  splits: dict[str, int]
+  num_bytes: int
+  picture_sizes: dict[str, int]
+  skipped: dict[str, list[str]]
+  has_labels: bool
+  label_order_doubtful: bool
+  already: bool
+
+  def __str__(self):
+    splits = ', '.join(f'{split} {count:,}' for split, count in self.splits.items())
+    sizes = ', '.join(f'{size} ({count:,})' for size, count in list(self.picture_sizes.items())[:3])
+    more = ', ...' if len(self.picture_sizes) > 3 else ''
+    lines = [
+      f'{self.name}: {"already prepared with these options" if self.already else "prepared"}',
+      f'  pictures    {splits}, {"with" if self.has_labels else "without"} label maps',
+      f'  size        {self.num_bytes / 1e6:,.1f} MB' + (f'; width x height {sizes}{more}' if sizes else ''),
+    ]
+    for reason, names in self.skipped.items():
+      examples = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+      lines.append(f'  skipped     {len(names):,} {reason}: {examples}')
+    if self.label_order_doubtful:
+      lines.append('  warning     in most label maps the hair starts below the nose: is --label-order right?')
+    return '\n'.join([*lines, f'  lies in     {self.path}', f'  use it by   --config.data.name={self.name}'])
+
+
+def default_data_dir() -> Path:
+  """TFDS's own: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  return Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+
+
+def prepare(
+  dataset: str,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  overwrite: bool = False,
+  workers: int | None = None,
+  **options,
+) -> Summary:
+  """Prepare a dataset, unless it is there already with the same options.
+
+  Args:
+    dataset: one of `DATASETS`.
+    data_dir: folder of all prepared datasets; default `default_data_dir()`.
+    overwrite: replace what is there, once the new one is complete.
+    workers: threads that read pictures; default one a CPU core.
+    **options: of the dataset's `make_config`.
+
+  UserError where an option or the source is wrong, the disk too small, or the dataset there with other options.
+  """
+  if dataset not in DATASETS:
+    raise UserError(f'unknown dataset {dataset!r}; choose from {", ".join(DATASETS)}')
+  builder_module = importlib.import_module(f'jaxface_data.{dataset}.{dataset}_dataset_builder')
+  config = builder_module.make_config(**options)
+  folder = _local(data_dir) / dataset / config.name
+  with _only_writer(folder):
+    unfinished = folder / _UNFINISHED
+    _clear_leftovers(folder, unfinished)
+    try:
+      with _quiet_tfds():
+        builder = builder_module.Builder(data_dir=unfinished, config=config)
+      final = folder / str(builder.version)
+      made_from = _made_from(builder)
+      if _is_prepared(final) and not overwrite:
+        _check_same(final, made_from)
+        return _summary(final, already=True)
+      _check_space(builder, folder)
+      _build(builder, workers)
+      made = Path(builder.data_dir)
+      _write_metadata(made, _read_metadata(made) | made_from)
+      _publish(made, final, unfinished / _REPLACED)
+    finally:
+      shutil.rmtree(unfinished, ignore_errors=True)
+  return _summary(final, already=False)
+
+
+def find_prepared(data_dir: str | os.PathLike | None, name: str) -> Path:
+  """The folder of the newest version of a prepared dataset, to be read by `tfds.builder_from_directory`.
+
+  Args:
+    data_dir: folder of all prepared datasets; None is `default_data_dir()`.
+    name: dataset and config, as 'synthetic_faces/faces_144'.
+
+  UserError where it is not there; it lists what is, and the command that makes it.
+  """
+  root = _local(data_dir)
+  versions = _prepared_in(root)
+  if name in versions:
+    return versions[name]
+  there = ', '.join(versions) or 'nothing'
+  raise UserError(f'{name!r} is not prepared in {root} (there is: {there}); make it by `{_command(name, data_dir)}`')
+
+
+def register(subparsers) -> None:
+  """Add the command `prepare` to argparse's subparsers; each dataset sets `run`, a function of the parsed arguments."""
+  command = subparsers.add_parser('prepare', help='make a dataset of pictures and label maps, ready for training')
+  datasets = command.add_subparsers(dest='dataset', required=True, metavar='DATASET')
+
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument('--data-dir', metavar='DIR', help='where prepared datasets lie; default $TFDS_DATA_DIR, else '
+                      '~/tensorflow_datasets')  # fmt: skip
+  common.add_argument('--overwrite', action='store_true', help='replace the dataset, once the new one is complete')
+  common.add_argument('--workers', type=int, metavar='N', help='threads that read pictures; default one a CPU core')
+
+  def add(dataset: str, help: str, *options: str) -> argparse.ArgumentParser:
+    parser = datasets.add_parser(dataset, help=help, description=help, parents=[common])
+    parser.set_defaults(run=functools.partial(_run, dataset, options))
+    return parser
+
+  rendered = 'rendered faces with exact label maps; needs no download'
+  parser = add('synthetic_faces', rendered, 'size', 'count', 'seed', 'makeup_pairs')
+  parser.add_argument('--size', type=int, default=144, help='height and width, default %(default)s')
+  parser.add_argument('--count', type=int, default=20_000, help='number of pictures, default %(default)s')
+  parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
+  parser.add_argument('--makeup-pairs', action='store_true', help='each face with and without make-up')
+
+  aligned = 'CelebA, aligned, with label maps computed beforehand'
+  parser = add('celeba_masks', aligned, 'source', 'labels', 'label_order', 'count')
+  parser.add_argument('--source', required=True, metavar='DIR_OR_ZIP', help='folder with img_align_celeba (or the zip '
+                      'file) and list_eval_partition.txt, or a celeb_a dataset of TFDS')  # fmt: skip
+  parser.add_argument('--labels', metavar='DIR', help='label maps 000001.png ...; without, only pictures are prepared')
+  parser.add_argument('--label-order', choices=labels.ORDERS, default='bisenet', help='order of the classes in the '
+                      'label maps, default %(default)s')  # fmt: skip
+  parser.add_argument('--count', type=int, metavar='N', help='at most N pictures of each split')
+
+  any_folder = 'any folder of pictures, with or without label maps'
+  parser = add('face_folder', any_folder, 'source', 'labels', 'label_order', 'name', 'limit', 'max_side')
+  parser.add_argument('--source', required=True, metavar='DIR', help='pictures, searched with all sub-folders; those '
+                      'named train, validation and test become the splits, else 8 of 10 are for training')  # fmt: skip
+  parser.add_argument('--labels', metavar='DIR', help='label maps: a/b.png for the picture a/b.jpg')
+  parser.add_argument('--label-order', choices=labels.ORDERS, default='celebamask_hq', help='order of the classes in '
+                      'the label maps, default %(default)s')  # fmt: skip
+  parser.add_argument('--name', help='the dataset will be face_folder/NAME; default the name of the folder')
+  parser.add_argument('--limit', type=int, metavar='N', help='at most N pictures of each split')
+  parser.add_argument('--max-side', type=int, metavar='PIXELS', help='shrink pictures with a longer side')
+
+
+def _run(dataset: str, options: tuple[str, ...], args: argparse.Namespace) -> int:
+  options = {option: getattr(args, option) for option in options}
+  print(prepare(dataset, data_dir=args.data_dir, overwrite=args.overwrite, workers=args.workers, **options))
+  return 0
+
+
+def _local(data_dir: str | os.PathLike | None) -> Path:
+  if data_dir is not None and '://' in os.fspath(data_dir):
+    raise UserError(f'data_dir={os.fspath(data_dir)!r}: not a local folder; prepare locally, and copy the result')
+  return default_data_dir() if data_dir is None else Path(data_dir).expanduser().absolute()
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+  """Hold the dataset's folder against a second `prepare`; the system frees it when a process dies."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+  except OSError as error:
+    raise UserError(f'cannot write into {folder}: {error.strerror}; choose another --data-dir') from error
+  try:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f'{folder}: another `jaxface prepare` is writing this dataset; wait for it') from error
+    yield
+  finally:
+    os.close(handle)
+    # A failed run leaves no empty folders behind.
+    with contextlib.suppress(OSError):
+      folder.rmdir()
+      folder.parent.rmdir()
+
+
+def _clear_leftovers(folder: Path, unfinished: Path) -> None:
+  # Killed while replacing a dataset, between the two renames: the old one is still whole.
+  for old in unfinished.glob(f'{_REPLACED}/*'):
+    if not (folder / old.name).exists():
+      old.rename(folder / old.name)
+  if unfinished.exists():
+    shutil.rmtree(unfinished)
+
+
+def _publish(made: Path, final: Path, replaced: Path) -> None:
+  if final.exists():
+    replaced.mkdir()
+    final.rename(replaced / final.name)
+  made.rename(final)
+
+
+def _made_from(builder) -> dict:
+  """What decides a dataset's content, in JSON's types: the config's own fields, and a digest of the source's files."""
+  import tensorflow_datasets as tfds
+
+  common = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+  config = builder.builder_config
+  options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+  options = {key: value for key, value in options.items() if key not in common}
+  made_from = {'options': options, 'source_digest': builder.listing.digest() if _has_source(builder) else None}
+  return json.loads(json.dumps(made_from))
+
+
+def _has_source(builder) -> bool:
+  from jaxface_data import base
+
+  return isinstance(builder, base.FacesBuilder)
+
+
+def _check_same(final: Path, made_from: dict) -> None:
+  recorded = _read_metadata(final)
+  was, now = recorded.get('options', {}), made_from['options']
+  changed = [f'{key} was {was.get(key)!r}, now {now[key]!r}' for key in now if was.get(key) != now[key]]
+  if not changed and recorded.get('source_digest') != made_from['source_digest']:
+    changed = ['the files of the source have changed since']
+  if changed:
+    other = 'another --name' if final.parent.parent.name == 'face_folder' else 'another --data-dir'
+    raise UserError(f'{final} was prepared otherwise ({"; ".join(changed)}); replace it by --overwrite, or use {other}')
+
+
+def _check_space(builder, folder: Path) -> None:
+  config = builder.builder_config
+  # A rendered picture takes more than half a byte a pixel as PNG.
+  needed = builder.least_bytes() if _has_source(builder) else config.count * config.size**2 // 2
+  free = shutil.disk_usage(folder).free
+  if needed > free:
+    raise UserError(
+      f'{folder}: needs at least {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another --data-dir'
+    )
+
+
+def _build(builder, workers: int | None) -> None:
+  import tensorflow_datasets as tfds
+
+  if not _has_source(builder):
+    # Its own bars show the progress.
+    with _quiet_tfds():
+      builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    return
+  name = f'{builder.name}/{builder.builder_config.name}'
+  with tqdm(total=builder.listing.num_items(), unit=' pictures', desc=name, leave=False) as bar, _quiet_tfds():
+    builder.workers = workers or builder.workers
+    builder.progress = bar.update
+    tfds.display_progress_bar(False)
+    try:
+      builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    finally:
+      tfds.display_progress_bar(True)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    # It prints, in bold, that sizes are unknown.
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def _summary(final: Path, already: bool) -> Summary:
+  import tensorflow_datasets as tfds
+
+  info = tfds.builder_from_directory(final).info
+  metadata = _read_metadata(final)
+  return Summary(
+    name=f'{info.name}/{info.config_name}',
+    path=final,
+    splits={name: split.num_examples for name, split in info.splits.items()},
+    num_bytes=sum(path.stat().st_size for path in final.glob('*.array_record*')),
+    picture_sizes=metadata.get('picture_sizes', {}),
+    skipped=metadata.get('skipped', {}),
+    has_labels='label' in info.features,
+    label_order_doubtful=metadata.get('label_order_doubtful', False),
+    already=already,
+  )
+
+
+def _is_prepared(version: Path) -> bool:
+  # TFDS writes it last.
+  return (version / 'dataset_info.json').is_file()
+
+
+def _read_metadata(version: Path) -> dict:
+  path = version / 'metadata.json'
+  return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write_metadata(version: Path, metadata: dict) -> None:
+  (version / 'metadata.json').write_text(json.dumps(metadata))
+
+
+def _prepared_in(root: Path) -> dict[str, Path]:
+  found = {}
+  versions = [info.parent for info in root.glob('*/*/[0-9]*.[0-9]*.[0-9]*/dataset_info.json')]
+  for version in sorted(versions, key=pictures.natural_key):
+    found['/'.join(version.parts[-3:-1])] = version
+  return found
+
+
+def _command(name: str, data_dir: str | os.PathLike | None) -> str:
+  dataset, _, config = name.partition('/')
+  size = re.fullmatch(r'faces_(\d+).*', config)
+  arguments = {
+    'synthetic_faces': f' --size {size[1]}' if size else '',
+    'celeba_masks': ' --source DIR_OR_ZIP --labels DIR',
+    'face_folder': f' --source DIR --name {config or "NAME"}',
+  }
+  if dataset not in arguments:
+    return f'jaxface prepare {{{",".join(arguments)}}}'
+  where = '' if data_dir is None else f' --data-dir {os.fspath(data_dir)}'
+  return f'jaxface prepare {dataset}{arguments[dataset]}{where}'

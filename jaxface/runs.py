@@ -1,0 +1,55 @@
+"""A trained run, opened for use."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxface import input_pipeline
+from jaxface.checkpoint import restore_for_evaluation
+from jaxface.parallel import Engine, make_engine
+from jaxface.state import TrainState
+from jaxface.tasks import make_task
+from jaxface.workdir import read_config
+
+
+def engine_for(config: ConfigDict) -> Engine:
+  """The engine that `config.parallel` describes, for the task that `config.task` names."""
+  return make_engine(
+    functools.partial(make_task, config), mode=config.parallel.mode, fsdp=config.parallel.fsdp, seed=config.seed
+  )
+
+
+def open_split(config: ConfigDict, engine: Engine, split: str) -> input_pipeline.Dataset:
+  """Opens a split of the dataset that `config` names, with the fields that the engine's task reads."""
+  return input_pipeline.open_dataset(
+    config.data.name,
+    split,
+    engine.task.batch_fields,
+    optional_fields=engine.task.optional_fields,
+    image_size=config.model.image_size,
+    data_dir=config.data.data_dir or None,
+    resize=config.data.resize,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run's configuration, its task compiled for the devices here, and the weights of one checkpoint."""
+
+  name: str
+  config: ConfigDict
+  engine: Engine
+  state: TrainState  # As `state.for_evaluation` leaves it.
+  step: int
+
+
+def load_run(workdir: Path, checkpoint: str = 'best') -> Run:
+  """Opens the run in `workdir`, on the devices of this machine, whatever it was trained on."""
+  config = read_config(workdir)
+  # Sharded parameters and pmap are ways to train; evaluation runs anywhere.
+  config.parallel = ConfigDict({'mode': 'jit', 'fsdp': 1})
+  engine = engine_for(config)
+  saved, step = restore_for_evaluation(workdir, engine.abstract_saved, checkpoint)
+  return Run(Path(workdir).name, config, engine, engine.from_saved(saved), step)

@@ -1,0 +1,16 @@
+"""The systems, each a task: a handful of pure functions that the one train loop compiles and calls."""
+
+from ml_collections import ConfigDict
+
+from jaxface.errors import UserError
+from jaxface.tasks.task import Task
+from jaxface.tasks.vae import make_vae
+
+TASKS = {'vae': make_vae}
+
+
+def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
+  """Builds the task named by `config.task`; `axis_name` is the `pmap` axis, None under `jit`."""
+  if config.task not in TASKS:
+    raise UserError(f'unknown task {config.task!r}; choose from {", ".join(TASKS)}')
+  return TASKS[config.task](config, axis_name)

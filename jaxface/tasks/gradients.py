@@ -1,0 +1,53 @@
+"""The gradient of a loss over a batch, whole or in pieces."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxface.collectives import mean_over_devices
+from jaxface.state import PyTree
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[PyTree, PyTree, Mapping[str, Any]], tuple[jax.Array, tuple[PyTree, Metrics]]]
+
+
+def gradients(
+  loss_fn: LossFn,
+  params: PyTree,
+  model_state: PyTree,
+  batch: Mapping[str, jax.Array],
+  *,
+  accumulate_steps: int = 1,
+  axis_name: str | None = None,
+) -> tuple[PyTree, PyTree, Metrics]:
+  """Mean gradient of `loss_fn(params, model_state, batch) -> (loss, (model_state, metrics))` over a batch.
+
+  With `accumulate_steps` > 1 the batch is worked off in so many pieces, which takes that much less memory; each piece is
+  normalised by its own BatchNorm statistics, so the result is not that of the whole batch where there is BatchNorm.
+
+  Returns:
+    (gradient, model state after the batch, metrics with 'grad_norm'); averaged over the devices of `axis_name`.
+  """
+  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  if accumulate_steps == 1:
+    (_, (model_state, metrics)), gradient = value_and_grad(params, model_state, batch)
+  else:
+    # Neighbouring rows go to different pieces, so that every device keeps its own rows in every piece.
+    pieces = jax.tree.map(
+      lambda rows: rows.reshape(-1, accumulate_steps, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
+    )
+
+    def add(carry: tuple[PyTree, PyTree], piece: Mapping[str, jax.Array]) -> tuple[tuple[PyTree, PyTree], Metrics]:
+      total, model_state = carry
+      (_, (model_state, metrics)), gradient = value_and_grad(params, model_state, piece)
+      return (jax.tree.map(jnp.add, total, gradient), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (total, model_state), stacked = jax.lax.scan(add, (zeros, model_state), pieces)
+    gradient = jax.tree.map(lambda leaf: leaf / accumulate_steps, total)
+    metrics = jax.tree.map(lambda leaf: leaf.mean(0), stacked)
+  gradient = mean_over_devices(gradient, axis_name)
+  return gradient, model_state, {**metrics, 'grad_norm': optax.global_norm(gradient)}

@@ -1,0 +1,48 @@
+"""What a task is: a handful of pure functions over a state pytree, which the train loop compiles and calls."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import jax
+
+from jaxface.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Task(Protocol):
+  """One system: its networks, losses and optimizers. Implementations are frozen dataclasses.
+
+  A batch holds the fields named by `batch_fields` and `optional_fields`, uint8 with B rows, and
+
+  - 'row' int32 [B]: each row's number in the global batch. Randomness per example is drawn from it (`row_keys`), so that
+    the same rows get the same noise on one device or many, in one piece or accumulated.
+  - in evaluation 'weight' float32 [B]: 1 for a real row, 0 for one that fills up the last batch.
+  """
+
+  batch_fields: tuple[str, ...]
+  optional_fields: tuple[str, ...]  # Also given where the dataset can.
+  comparison: tuple[str, ...]  # Columns of `render` that a comparison of runs shows, the first that there is.
+  protocol: dict[str, str]  # What the names of the metrics leave open: variants, windows, sizes.
+
+  def init(self, key: jax.Array) -> TrainState:
+    """A fresh state."""
+    ...
+
+  def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    """One update. Metrics are scalars and hold at least 'loss' and 'grad_norm'; `key` is a function of (seed, step)."""
+    ...
+
+  def eval_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Metrics per example, each [B] or [B, ...]; the evaluator averages them over all real rows."""
+    ...
+
+  def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Pictures to look at, {column name: float [B, H, W, 1 or 3] in [0, 1]}."""
+    ...
+
+
+def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
+  """A random key for every row of a batch, [B], whatever device or micro-batch the row is in."""
+  return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch['row'])

@@ -1,0 +1,273 @@
+"""The face-mask VAE (Toledo & Antonelo, ENIAC 2021): losses, train step, evaluation under three protocols, pictures."""
+
+# B batch | S picture size | D latent dimensions
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxface import losses
+from jaxface.augment import Augment, to_float
+from jaxface.errors import UserError
+from jaxface.metrics import pixel, segmentation
+from jaxface.metrics.vif import LEAST_SIDE as VIF_LEAST_SIDE
+from jaxface.metrics.vif import vif
+from jaxface.models.vae import FaceMaskVAE, Prediction, stage_widths
+from jaxface.optimizers import make_optimizer
+from jaxface.ssim import ms_ssim, ms_ssim_least_side, ssim
+from jaxface.state import PyTree, TrainState, new_step, update_ema
+from jaxface.tasks.gradients import gradients
+from jaxface.tasks.task import Batch, Metrics, row_keys
+
+# Weights of the reconstruction terms, by the loss's name in the paper.
+RECONSTRUCTION_LOSSES = {
+  'l1': {'l1': 4.0},
+  'l2': {'l2': 100.0},
+  'ssim': {'ssim': 1.0},
+  'ssim_l1': {'ssim': 1.0, 'l1': 4.0},
+  'ssim_l2': {'ssim': 1.0, 'l2': 100.0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeLoss:
+  """The objective: reconstruction terms, KL, and with masks the mask decoder's cross-entropy and dice.
+
+  Attributes:
+    name: a key of RECONSTRUCTION_LOSSES.
+    masks: composite with the true mask before comparing, so that only face pixels count, and train the mask decoder.
+    kl_weight: factor of the KL divergence's mean over batch and latent dimensions.
+    filter_size: side of the SSIM's window.
+    axis_name: `pmap` axis, for the dice term's sums over the whole batch.
+  """
+
+  name: str
+  masks: bool
+  kl_weight: float = 1e-3
+  filter_size: int = 9
+  axis_name: str | None = None
+
+  def __post_init__(self) -> None:
+    if self.name not in RECONSTRUCTION_LOSSES:
+      raise UserError(f'unknown loss.name {self.name!r}; choose from {", ".join(RECONSTRUCTION_LOSSES)}')
+
+  def __call__(self, predicted: Prediction, image: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    """Loss of a batch and its terms as they enter the sum; `image` [B, S, S, 3], `mask` [B, S, S, 1] in [0, 1]."""
+    measures = {
+      'l1': losses.l1_loss,
+      'l2': losses.l2_loss,
+      'ssim': lambda a, b: losses.ssim_loss(a, b, filter_size=self.filter_size),
+    }
+    terms = {
+      name: weight * measures[name](image, predicted.image)
+      for name, weight in RECONSTRUCTION_LOSSES[self.name].items()
+    }
+    terms['kl'] = self.kl_weight * losses.kl_divergence(predicted.mean, predicted.log_sigma)
+    if self.masks:
+      terms['bce'] = losses.binary_cross_entropy_from_logits(predicted.mask_logits, mask)
+      terms['dice'] = losses.dice_loss(predicted.mask, mask, axis_name=self.axis_name)
+    loss = sum(terms.values())
+    return loss, {'loss': loss, **terms}
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeTask:
+  """Training, evaluation and pictures of the face-mask VAE."""
+
+  model: FaceMaskVAE
+  loss: VaeLoss
+  optimizer: optax.GradientTransformation
+  augment: Augment = Augment()
+  accumulate_steps: int = 1
+  ema_decay: float = 0.0  # 0: no averaged copy.
+
+  # Columns of `render` that a comparison of several runs shows, the first that there is: the paper's figures set
+  # every variant's faces on the true background.
+  comparison = ('by true mask', 'decoded')
+
+  @property
+  def batch_fields(self) -> tuple[str, ...]:
+    """Training without masks needs pictures only."""
+    return ('image', 'mask') if self.loss.masks else ('image',)
+
+  @property
+  def optional_fields(self) -> tuple[str, ...]:
+    """Where there are masks, they serve to evaluate any variant."""
+    return () if self.loss.masks else ('mask',)
+
+  @property
+  def protocol(self) -> dict[str, str]:
+    """What the names of the metrics leave open."""
+    size, window = self.model.image_size, self.loss.filter_size
+    pictures = f'{size}x{size}, [0, 1], z = posterior mean'
+    ssim_text = f'Gaussian window {window}, sigma 1.5'
+    left_out = f'left out: needs {ms_ssim_least_side(window)} pixels at window {window}'
+    return {
+      'pictures': pictures,
+      'ssim': ssim_text,
+      'ms_ssim': f'five scales, {ssim_text}' if size >= ms_ssim_least_side(window) else left_out,
+      'vif': 'pixel domain, 4 scales, mean over RGB' if size >= VIF_LEAST_SIDE else f'left out: needs {VIF_LEAST_SIDE} pixels',
+      'rmse': 'root per picture, mean over pictures',
+    }
+
+  def init(self, key: jax.Array) -> TrainState:
+    """A fresh state: Glorot-uniform kernels, zero biases."""
+    size = self.model.image_size
+    variables = self.model.init(key, jnp.zeros((1, size, size, 3)))
+    params = variables['params']
+    return TrainState(
+      step=new_step(),
+      params=params,
+      model_state=variables['batch_stats'],
+      opt_state=self.optimizer.init(params),
+      ema=params if self.ema_decay else None,
+    )
+
+  def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+    """One update on uint8 'image' [B, S, S, 3] and 'mask' [B, S, S, 1]; noise is drawn row by row."""
+    augment_key, noise_key = jax.random.split(key)
+
+    def loss_fn(params: PyTree, batch_stats: PyTree, piece: Batch) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+      piece = self.augment({'row': piece['row'], **_as_floats(piece)}, row_keys(augment_key, piece))
+      mask = piece['mask'] if self.loss.masks else None
+      predicted, changed = self.model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        piece['image'],
+        mask=mask,
+        noise=self.draw_noise(noise_key, piece),
+        train=True,
+        mutable=['batch_stats'],
+      )
+      loss, terms = self.loss(predicted, piece['image'], mask)
+      return loss, (changed['batch_stats'], terms)
+
+    gradient, batch_stats, metrics = gradients(
+      loss_fn,
+      state.params,
+      state.model_state,
+      batch,
+      accumulate_steps=self.accumulate_steps,
+      axis_name=self.model.axis_name,
+    )
+    updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new_state = state.replace(
+      step=state.step + 1,
+      params=params,
+      model_state=batch_stats,
+      opt_state=opt_state,
+      ema=update_ema(state.ema, params, self.ema_decay),
+    )
+    return new_state, metrics
+
+  def draw_noise(self, key: jax.Array, batch: Batch) -> jax.Array:
+    """Standard normal noise [B, D], a row's own whatever batch or device it is in."""
+    return jax.vmap(lambda k: jax.random.normal(k, (self.model.latent_dim,)))(row_keys(key, batch))
+
+  def predict(self, state: TrainState, image: jax.Array) -> Prediction:
+    """Reconstructs `image` [B, S, S, 3] in [0, 1] with z at the posterior's mean and the predicted mask."""
+    return self.model.apply({'params': state.params, 'batch_stats': state.model_state}, image)
+
+  def eval_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Metrics per example [B] under each protocol, 'protocol/metric', those of the mask, and the training loss.
+
+    Protocols: 'whole', the decoded picture as it is; 'true_mask', composited on the true background by the true mask
+    (only where the data has masks); 'predicted_mask', by the predicted one (only where there is a mask decoder).
+    """
+    del key  # z is the posterior's mean.
+    floats = _as_floats(batch)
+    image, mask = floats['image'], floats.get('mask')
+    predicted = self.predict(state, image)
+    protocols = {'whole': predicted.decoded}
+    if mask is not None:
+      protocols['true_mask'] = _composite(predicted.decoded, image, mask)
+    if predicted.mask is not None:
+      protocols['predicted_mask'] = predicted.image
+    metrics = {'loss': self._loss_per_example(predicted, image, mask)}
+    for protocol, picture in protocols.items():
+      for name, measure in picture_metrics(self.model.image_size, self.loss.filter_size).items():
+        metrics[f'{protocol}/{name}'] = measure(image, picture)
+    if self.loss.masks:
+      metrics['mask/iou'] = segmentation.mask_iou(predicted.mask, mask)
+      metrics['mask/dice'] = segmentation.mask_dice(predicted.mask, mask)
+    return metrics
+
+  def _loss_per_example(self, predicted: Prediction, image: jax.Array, mask: jax.Array | None) -> jax.Array:
+    # The dice term, which in training is one for the whole batch, is here one for each picture.
+    loss = dataclasses.replace(self.loss, axis_name=None)
+    if not loss.masks:
+      mask = None
+    else:
+      predicted = predicted._replace(image=_composite(predicted.decoded, image, mask))
+
+    def one(example: tuple[Prediction, jax.Array, jax.Array | None]) -> jax.Array:
+      return loss(*jax.tree.map(lambda leaf: leaf[None], example))[0]
+
+    return jax.vmap(one)((predicted, image, mask))
+
+  def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Columns to look at: the input, what is decoded, the masks, the composites, and faces drawn from the prior."""
+    floats = _as_floats(batch)
+    image, mask = floats['image'], floats.get('mask')
+    predicted = self.predict(state, image)
+    z = self.draw_noise(key, batch)
+    variables = {'params': state.params, 'batch_stats': state.model_state}
+    drawn, _ = self.model.apply(variables, z, method='decode')
+    columns = {'input': image, 'decoded': predicted.decoded}
+    if predicted.mask is not None:
+      columns |= {'predicted mask': predicted.mask, 'by predicted mask': predicted.image}
+    if mask is not None:
+      columns |= {'true mask': mask, 'by true mask': _composite(predicted.decoded, image, mask)}
+    return columns | {'sample': drawn}
+
+
+def picture_metrics(image_size: int, filter_size: int) -> dict:
+  """The paper's picture metrics that need no network, {name: (reference, picture) -> [B]}; pictures in [0, 1].
+
+  SSIM and MS-SSIM use the loss's window: with one of 11, MS-SSIM is not defined at 144 pixels. A measure whose scales
+  do not fit the picture is left out (MS-SSIM under 129 pixels at window 9, VIF under 41).
+  """
+  metrics = {
+    'l1': pixel.l1,
+    'rmse': pixel.rmse,
+    'psnr': pixel.psnr,
+    'ssim': lambda a, b: ssim(a, b, filter_size=filter_size),
+  }
+  if image_size >= ms_ssim_least_side(filter_size):
+    metrics['ms_ssim'] = lambda a, b: ms_ssim(a, b, filter_size=filter_size)
+  if image_size >= VIF_LEAST_SIDE:
+    metrics['vif'] = vif
+  return metrics
+
+
+def _as_floats(batch: Batch) -> dict[str, jax.Array]:
+  return {name: to_float(batch[name]) for name in ('image', 'mask') if name in batch}
+
+
+def _composite(decoded: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
+  return decoded * mask + image * (1 - mask)
+
+
+def make_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
+  """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
+  model = dict(config.model)
+  masks = model.pop('masks')
+  widths = stage_widths(model['image_size'], model.pop('width_multiplier'))._asdict()
+  # A converted checkpoint says its own widths.
+  widths |= {name: model.pop(name) for name in widths if model.get(name)}
+  network = FaceMaskVAE(
+    **{**widths, 'mask_widths': widths['mask_widths'] if masks else ()},
+    **{**model, 'dtype': jnp.dtype(model['dtype'])},
+    axis_name=axis_name,
+  )
+  return VaeTask(
+    model=network,
+    loss=VaeLoss(**config.loss, masks=masks, axis_name=axis_name),
+    optimizer=make_optimizer(config.optimizer, config.total_steps),
+    augment=Augment(**config.augment),
+    accumulate_steps=config.accumulate_steps,
+    ema_decay=config.ema_decay,
+  )

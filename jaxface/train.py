@@ -1,0 +1,316 @@
+"""The one train loop: any task, any number of devices and processes."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import math
+import signal
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from jaxface import figures, input_pipeline
+from jaxface import workdir as workdirs
+from jaxface.checkpoint import Checkpoints
+from jaxface.errors import UserError
+from jaxface.evaluate import evaluate_state
+from jaxface.parallel import Batch, Engine, check_batch_size
+from jaxface.runlog import RunLog, SilentLog, read_metrics
+from jaxface.runs import engine_for, open_split
+from jaxface.state import TrainState, for_evaluation, parameter_table, size_in_bytes
+
+# Two dispatches in flight keep the devices busy; more would only queue up batches in their memory.
+_IN_FLIGHT = 2
+_RENDERED_ROWS = 8
+
+
+class NonFiniteError(RuntimeError):
+  """A term of the loss, or the gradient, stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a call of `train` ended."""
+
+  step: int
+  finished: bool  # False: stopped by a signal, to be gone on with.
+  metrics: dict[str, float]  # The last validation metrics, or the last training metrics where nothing was validated.
+
+
+def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
+  """Trains the run that `config` describes in `workdir`, from its newest checkpoint if there is one.
+
+  Raises UserError for a configuration, dataset or workdir that cannot work, before anything is computed, and
+  NonFiniteError at the first loss that is no number; the last good checkpoint stays.
+  """
+  workdir = Path(workdir)
+  engine = engine_for(config)
+  _check_numbers(config, engine)
+  train_set = open_split(config, engine, config.data.train_split)
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.enter_context(workdirs.locked(workdir))
+      _describe_run(config, workdir, engine)
+    checkpoints = stack.enter_context(
+      Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
+    )
+    stop = stack.enter_context(StopRequest())
+    state, first_step, origin = _first_state(config, engine, checkpoints, train_set)
+    log = stack.enter_context(_make_log(config, workdir, first_step, quiet))
+    log.say(origin)
+    if first_step >= config.total_steps:
+      log.say(f'nothing to do: trained to step {first_step}; raise --config.total_steps to go on')
+      return Outcome(first_step, True, _last_validation(workdir))
+    try:
+      outcome = _loop(config, engine, train_set, state, first_step, checkpoints, stop, log)
+    except NonFiniteError as error:
+      kept = f'step {checkpoints.steps[-1]} is kept' if checkpoints.steps else 'there was none yet'
+      raise NonFiniteError(
+        f'{error}; last good checkpoint: {kept}; lower optimizer.learning_rate or look at the data of that step'
+      ) from None
+  if jax.process_index() == 0:
+    figures.plot_losses(workdir / 'losses.png', read_metrics(workdir))
+  return outcome
+
+
+def _loop(
+  config: ConfigDict,
+  engine: Engine,
+  train_set: input_pipeline.Dataset,
+  state: TrainState,
+  first_step: int,
+  checkpoints: Checkpoints,
+  stop: 'StopRequest',
+  log: RunLog,
+) -> Outcome:
+  """From `first_step` to the end, or to a request to stop."""
+  validation_set, examples = _open_validation(config, engine, train_set, log)
+  stream = _open_stream(config, engine, train_set, first_step)  # Batch t is what step t + 1 learns from.
+  pending = _Pending(engine, config.steps_per_dispatch)
+  metrics: dict[str, float] = {}
+  step = first_step
+  log.pause()  # The first dispatch compiles.
+  for batches in _ahead(stream, engine, config.steps_per_dispatch, config.total_steps - first_step):
+    before, step = step, step + config.steps_per_dispatch
+    state, device_metrics = engine.train_step(state, batches, engine.dataset)
+    pending.add(step, device_metrics)
+    log.advance(step)
+    due = _what_is_due(config, before, step, first=before == first_step, stop=stop.agreed(step))
+    if due.log:
+      metrics = pending.read()
+      log.scalars(step, {f'train/{name}': value for name, value in metrics.items()} | log.speed(step))
+    if due.pause:
+      log.pause()
+      score = None
+      if due.evaluate and validation_set is not None:
+        metrics = evaluate_state(
+          engine, state, validation_set, batch_size=config.batch_size, limit=config.eval_batches
+        )
+        log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
+        score = metrics[config.best_metric]
+      if due.render:
+        log.pictures(step, engine.render(for_evaluation(state), examples))
+      if due.save:
+        checkpoints.save(step, engine.to_saved(state), step, train_set.fingerprint, score)
+      log.resume(step)
+    if due.stop:
+      checkpoints.wait()
+      log.say(f'asked to stop: saved at step {step}; say the same command again to go on')
+      return Outcome(step, False, metrics)
+  return Outcome(step, True, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Due:
+  """What there is to do after a dispatch, beside training on."""
+
+  log: bool
+  evaluate: bool
+  render: bool
+  save: bool
+  pause: bool
+  stop: bool
+
+
+def _what_is_due(config: ConfigDict, before: int, step: int, *, first: bool, stop: bool) -> _Due:
+  last = step >= config.total_steps
+
+  def crossed(every: int) -> bool:
+    return every > 0 and step // every > before // every
+
+  evaluate = not stop and (last or crossed(config.eval_steps))
+  render = not stop and (last or crossed(config.render_steps))
+  # What was validated is saved, so that the best checkpoint is the best that was seen.
+  save = stop or evaluate or crossed(config.checkpoint_steps)
+  # Metrics are read before a checkpoint is written: a state whose loss is no number must not replace a good one.
+  log = first or save or crossed(config.log_steps)
+  return _Due(log, evaluate, render, save, pause=first or evaluate or render or save, stop=stop)
+
+
+class StopRequest:
+  """Notes SIGTERM (preemption) and Ctrl-C, so that the loop can save and leave; a second signal ends at once.
+
+  With several processes JAX's own preemption notice serves instead: it lets all of them stop after the same step.
+  """
+
+  def __init__(self) -> None:
+    self._asked = False
+    self._before: dict[int, object] = {}
+
+  def __enter__(self) -> 'StopRequest':
+    if jax.process_count() == 1:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._note)
+    return self
+
+  def _note(self, number: int, frame: types.FrameType | None) -> None:
+    self._asked = True
+    signal.signal(number, self._before[number])
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def agreed(self, step: int) -> bool:
+    """Whether to stop after `step`; with several processes, all answer alike."""
+    if jax.process_count() == 1:
+      return self._asked
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _check_numbers(config: ConfigDict, engine: Engine) -> None:
+  for key in ('total_steps', 'steps_per_dispatch', 'accumulate_steps', 'log_steps', 'batch_size'):
+    if config[key] < 1:
+      raise UserError(f'{key}={config[key]} is too small; give at least 1')
+  check_batch_size(config.batch_size, engine.device_count * config.accumulate_steps)
+  if config.total_steps % config.steps_per_dispatch:
+    raise UserError(
+      f'steps_per_dispatch={config.steps_per_dispatch} does not divide total_steps={config.total_steps}; '
+      'choose one that does'
+    )
+
+
+def _describe_run(config: ConfigDict, workdir: Path, engine: Engine) -> None:
+  state = engine.abstract_saved
+  workdirs.open_run(workdir, config)
+  # One more than are kept: the new one is written before an old one goes.
+  workdirs.check_disk(workdir, (config.keep_last + config.keep_best + 1) * size_in_bytes(state))
+  (workdir / 'parameters.txt').write_text(parameter_table(state.params) + '\n')
+
+
+def _make_log(config: ConfigDict, workdir: Path, first_step: int, quiet: bool) -> RunLog | SilentLog:
+  if jax.process_index() != 0:
+    return SilentLog()
+  return RunLog(
+    workdir,
+    first_step=first_step,
+    total_steps=config.total_steps,
+    images_per_step=config.batch_size,
+    quiet=quiet,
+  )
+
+
+def _first_state(
+  config: ConfigDict, engine: Engine, checkpoints: Checkpoints, dataset: input_pipeline.Dataset
+) -> tuple[TrainState, int, str]:
+  """The state to start from, its step, and where it is from: 1. this workdir, 2. weights of `init_from`, 3. fresh."""
+  restored = checkpoints.restore_latest(engine.abstract_saved, dataset.fingerprint)
+  if restored is not None:
+    saved, next_batch = restored
+    return engine.from_saved(saved), next_batch, f'going on from step {next_batch}'
+  state = engine.init()
+  if not config.init_from:
+    return state, 0, 'starting from random weights'
+  with Checkpoints(Path(config.init_from), read_only=True) as source:
+    if not source.steps:
+      raise UserError(f'init_from={config.init_from} holds no checkpoint; give the workdir of a run')
+    step = source.best_step or source.steps[-1]
+    weights = source.load_state(step, engine.abstract_saved)
+  saved = engine.to_saved(state).replace(params=weights.params, model_state=weights.model_state, ema=weights.ema)
+  return engine.from_saved(saved), 0, f'starting from the weights of {config.init_from}, step {step}'
+
+
+def _open_validation(
+  config: ConfigDict, engine: Engine, train_set: input_pipeline.Dataset, log: RunLog
+) -> tuple[input_pipeline.Dataset | None, Batch]:
+  """The validation data, None where the dataset has no such split, and a few examples to look at."""
+  try:
+    dataset = open_split(config, engine, config.data.eval_split)
+  except UserError as error:
+    log.say(f'training without validation: {error}')
+    dataset = None
+  rows = -(-_RENDERED_ROWS // engine.device_count) * engine.device_count
+  process = (jax.process_index(), jax.process_count())
+  examples = next(input_pipeline.eval_batches(dataset or train_set, batch_size=rows, process=process, limit=1))
+  return dataset, engine.put(examples)
+
+
+def _open_stream(
+  config: ConfigDict, engine: Engine, dataset: input_pipeline.Dataset, next_batch: int
+) -> input_pipeline.TrainBatches | input_pipeline.ResidentBatches:
+  position = {
+    'batch_size': config.batch_size,
+    'seed': config.seed,
+    'next_batch': next_batch,
+    'process': (jax.process_index(), jax.process_count()),
+  }
+  if config.data.resident:
+    engine.put_dataset(input_pipeline.load_whole(dataset))
+    return input_pipeline.ResidentBatches(dataset, **position)
+  return input_pipeline.TrainBatches(dataset, workers=config.data.workers, **position)
+
+
+def _ahead(
+  stream: Iterator[input_pipeline.NumpyBatch], engine: Engine, steps_per_dispatch: int, steps: int
+) -> Iterator[Batch]:
+  """Batches on the devices, put there one dispatch ahead of the one that is computed."""
+  queue: collections.deque[Batch] = collections.deque()
+  for _ in range(steps // steps_per_dispatch):
+    queue.append(engine.put_stacked(list(itertools.islice(stream, steps_per_dispatch))))
+    if len(queue) == _IN_FLIGHT:
+      yield queue.popleft()
+  yield from queue
+
+
+class _Pending:
+  """Metrics still on the devices, read in one go when they are wanted."""
+
+  def __init__(self, engine: Engine, steps_per_dispatch: int):
+    self._engine, self._steps_per_dispatch = engine, steps_per_dispatch
+    self._waiting: list[tuple[int, dict[str, jax.Array]]] = []
+
+  def add(self, last_step: int, metrics: dict[str, jax.Array]) -> None:
+    """Queues what a dispatch that ended with `last_step` returned, and waits for the one before the last."""
+    self._waiting.append((last_step, metrics))
+    if len(self._waiting) > _IN_FLIGHT:
+      jax.block_until_ready(self._waiting[-1 - _IN_FLIGHT][1])
+
+  def read(self) -> dict[str, float]:
+    """Means over the steps since the last call; raises NonFiniteError by the first step and term that is no number."""
+    steps: dict[str, list[float]] = {}
+    for last_step, metrics in self._waiting:
+      host = self._engine.metrics_on_host(metrics)
+      for i in range(self._steps_per_dispatch):
+        now = {name: float(values[i]) for name, values in host.items()}
+        broken = [name for name, value in now.items() if not math.isfinite(value)]
+        if broken:
+          # The total and the gradient break with any term: name the term.
+          name = next((name for name in broken if name not in ('loss', 'grad_norm')), broken[0])
+          raise NonFiniteError(f'{name} became {now[name]} at step {last_step - self._steps_per_dispatch + 1 + i}')
+        for name, value in now.items():
+          steps.setdefault(name, []).append(value)
+    self._waiting.clear()
+    return {name: math.fsum(values) / len(values) for name, values in steps.items()}
+
+
+def _last_validation(workdir: Path) -> dict[str, float]:
+  prefix = 'validation/'
+  found: dict[str, float] = {}
+  for record in read_metrics(workdir):
+    found = {name.removeprefix(prefix): v for name, v in record.items() if name.startswith(prefix)} or found
+  return found

@@ -1,0 +1,149 @@
+"""What a user does with a trained face-mask VAE: reconstruct photos, draw new faces, walk from face to face."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxface import figures, input_pipeline
+from jaxface.errors import UserError
+from jaxface.models.vae import Prediction
+from jaxface.pictures import find_pictures, read_picture
+from jaxface.runs import Run, load_run, open_split
+
+_BATCH = 16
+_FITTED_EXAMPLES = 1024
+
+
+def _load_vae(workdir: Path, checkpoint: str) -> Run:
+  run = load_run(workdir, checkpoint)
+  if run.config.task != 'vae':
+    raise UserError(f'{workdir} is a run of task {run.config.task!r}; this command is for task \'vae\'')
+  return run
+
+
+def _in_batches(function, rows: np.ndarray):
+  """Applies a jitted function to `rows` in batches of one shape, and returns what is real, joined."""
+  outputs = []
+  for start in range(0, len(rows), _BATCH):
+    piece = rows[start : start + _BATCH]
+    filled = np.concatenate([piece, np.repeat(piece[-1:], _BATCH - len(piece), axis=0)])
+    outputs.append(jax.tree.map(lambda leaf, n=len(piece): np.asarray(leaf[:n]), function(filled)))
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
+
+
+class _Vae(NamedTuple):
+  """A run's network as functions of numpy arrays."""
+
+  run: Run
+
+  @property
+  def size(self) -> int:
+    return self.run.config.model.image_size
+
+  def predict(self, images: np.ndarray) -> Prediction:
+    """[N, S, S, 3] in [0, 1] -> Prediction."""
+    return _in_batches(jax.jit(lambda x: self.run.engine.task.predict(self.run.state, x)), images)
+
+  def decode(self, z: np.ndarray) -> np.ndarray:
+    """[N, D] -> [N, S, S, 3] in [0, 1]."""
+    state, model = self.run.state, self.run.engine.task.model
+    variables = {'params': state.params, 'batch_stats': state.model_state}
+    return _in_batches(jax.jit(lambda z: model.apply(variables, z, method='decode')[0]), z)
+
+
+def _read(paths: Sequence[Path], size: int) -> tuple[list[Path], np.ndarray]:
+  """Pictures of any size, averaged down to [N, size, size, 3] in [0, 1]; the aspect ratio is not kept, as in training."""
+  found = find_pictures(paths)
+  decode = input_pipeline.Decode(('image',), size, 'area')
+  return found, np.stack([decode.map({'image': read_picture(path)})['image'] for path in found]) / np.float32(255)
+
+
+def reconstruct(workdir: Path, images: Sequence[Path], out: Path, *, checkpoint: str = 'best') -> list[Path]:
+  """Reconstructs pictures (files or folders): one grid if `out` is a .png, else a file a picture in folder `out`.
+
+  A file holds the reconstruction on the picture's own background, at the picture's own size.
+  """
+  vae = _Vae(_load_vae(workdir, checkpoint))
+  names, inputs = _read(images, vae.size)
+  predicted = vae.predict(inputs)
+  if out.suffix.lower() == '.png':
+    columns = {'input': inputs, 'decoded': predicted.decoded}
+    if predicted.mask is not None:
+      columns |= {'predicted mask': predicted.mask, 'on own background': predicted.image}
+    figures.save_png(out, figures.titled_columns(columns, max_rows=len(names)))
+    written = [out]
+  else:
+    written = []
+    for i, name in enumerate(names):
+      original = read_picture(name)
+      height, width = original.shape[:2]
+      face = cv2.resize(predicted.decoded[i], (width, height), interpolation=cv2.INTER_CUBIC)
+      if predicted.mask is not None:
+        mask = cv2.resize(predicted.mask[i], (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+        face = face * mask + original / np.float32(255) * (1 - mask)
+      path = out / f'{i:04d}_{name.stem}.png'
+      figures.save_png(path, face)
+      written.append(path)
+  print(f'reconstructed {len(names)} pictures: {out}')
+  return written
+
+
+def _fitted_prior(vae: _Vae, count: int, rng: np.random.Generator) -> np.ndarray:
+  """Latents [count, D] from a Gaussian fitted to the posterior means of training pictures."""
+  dataset = open_split(vae.run.config, vae.run.engine, vae.run.config.data.train_split)
+  limit = -(-min(_FITTED_EXAMPLES, len(dataset)) // _BATCH)
+  batches = input_pipeline.eval_batches(dataset, batch_size=_BATCH, limit=limit)
+  pictures = np.concatenate([batch['image'][batch['weight'] > 0] for batch in batches]) / np.float32(255)
+  means = vae.predict(pictures).mean
+  centred = means - means.mean(0)
+  # z = mean + X^T w / sqrt(n), w ~ N(0, 1): the fitted covariance, without forming or factoring it.
+  weights = rng.standard_normal((count, len(centred))) / np.sqrt(len(centred))
+  return (means.mean(0) + weights @ centred).astype(np.float32)
+
+
+def sample(
+  workdir: Path, out: Path, *, count: int = 64, seed: int = 0, prior: str = 'fitted', checkpoint: str = 'best'
+) -> None:
+  """Draws `count` faces into a sheet `out` (.png).
+
+  `prior` 'normal' is N(0, 1). The recipe weighs the KL term so little that the encoded pictures do not fill that prior;
+  'fitted' draws from a Gaussian fitted to the encoded training pictures.
+  """
+  if count < 1:
+    raise UserError(f'--count {count}: give at least 1')
+  vae = _Vae(_load_vae(workdir, checkpoint))
+  rng = np.random.default_rng(seed)
+  if prior == 'fitted':
+    z = _fitted_prior(vae, count, rng)
+  else:
+    z = rng.standard_normal((count, vae.run.config.model.latent_dim), np.float32)
+  figures.save_png(out, figures.square_sheet(vae.decode(z)))
+  print(f'drew {count} faces: {out}')
+
+
+def interpolate(
+  workdir: Path, images: Sequence[Path], out: Path, *, steps: int = 8, checkpoint: str = 'best'
+) -> None:
+  """Walks through the latent space from each picture to the next, a row a pair, into a sheet `out` (.png).
+
+  A row begins and ends with the pictures themselves; between them are `steps` decoded points on the straight line
+  between the two posterior means.
+  """
+  if steps < 2:
+    raise UserError(f'--steps {steps}: give at least 2, the first face and the last')
+  vae = _Vae(_load_vae(workdir, checkpoint))
+  names, inputs = _read(images, vae.size)
+  if len(names) < 2:
+    raise UserError(f'interpolation needs two pictures or more, and {images[0]} gave {len(names)}')
+  means = vae.predict(inputs).mean
+  t = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
+  walks = np.concatenate([(1 - t) * a + t * b for a, b in zip(means[:-1], means[1:], strict=True)])
+  decoded = vae.decode(walks).reshape(len(names) - 1, steps, vae.size, vae.size, 3)
+  rows = [[inputs[i], *decoded[i], inputs[i + 1]] for i in range(len(names) - 1)]
+  figures.save_png(out, figures.tile(rows))
+  print(f'walked between {len(names)} pictures: {out}')

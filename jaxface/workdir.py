@@ -1,0 +1,138 @@
+"""A run's folder: its lock, its resolved configuration and what it ran on."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxface.errors import UserError
+
+CONFIG_FILE = 'config.json'
+ENVIRONMENT_FILE = 'environment.json'
+CHECKPOINT_FOLDER = 'checkpoints'
+
+# What may differ when a run goes on: how far, how often, where and on what, but not what is computed.
+FREE_KEYS = (
+  'total_steps', 'log_steps', 'eval_steps', 'eval_batches', 'render_steps', 'checkpoint_steps', 'keep_last',
+  'keep_best', 'parallel', 'steps_per_dispatch', 'data.data_dir', 'data.workers', 'data.resident', 'init_from',
+)  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes `text` so that a reader sees the old file or the new one, never half of it."""
+  draft = path.with_name(path.name + '.draft')
+  draft.write_text(text)
+  os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Holds `workdir` (made if missing) for this run alone; the lock goes with the process, however it ends."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = open(workdir / '.lock', 'w')  # noqa: SIM115
+  except OSError as error:
+    raise UserError(f'cannot write to the workdir {workdir}: {error.strerror}; choose another --workdir') from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f'the workdir {workdir} is in use by another run; wait for it or choose another --workdir') from None
+    yield
+
+
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {prefix: tree}
+  flat = {}
+  for key, value in tree.items():
+    flat.update(_flatten(value, f'{prefix}.{key}' if prefix else key))
+  return flat
+
+
+def read_config(workdir: Path) -> ConfigDict:
+  """The configuration that the run in `workdir` was started with."""
+  path = Path(workdir) / CONFIG_FILE
+  if not path.is_file():
+    raise UserError(f'{workdir} holds no run (no {CONFIG_FILE}); give the --workdir of `jaxface train`')
+  return ConfigDict(_tuples(json.loads(path.read_text())))
+
+
+def _tuples(value: Any) -> Any:
+  # JSON knows lists only; a module with a list in a field cannot be hashed.
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+  """Keys, as 'key: old -> new', that differ and must not when a run goes on."""
+  before, after = (_flatten(_tuples(json.loads(config.to_json()))) for config in (old, new))
+  return [
+    f'{key}: {before.get(key)!r} -> {after.get(key)!r}'
+    for key in sorted(before.keys() | after.keys())
+    if before.get(key) != after.get(key) and not any(key == free or key.startswith(free + '.') for free in FREE_KEYS)
+  ]
+
+
+def _git_state() -> dict[str, str] | None:
+  here = Path(__file__).parent
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(['git', *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    return {'commit': git('rev-parse', 'HEAD'), 'changes': git('status', '--porcelain', '--untracked-files=no')}
+  except (OSError, subprocess.CalledProcessError):
+    return None  # An installed package has no repository.
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices and git state: what one needs to know to run this again."""
+  packages = ('jaxface', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'dm-pix', 'numpy')
+  return {
+    'command': sys.argv,
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'packages': {name: importlib.metadata.version(name) for name in packages},
+    'backend': jax.default_backend(),
+    'devices': [f'{device.device_kind} {device.id}' for device in jax.devices()],
+    'processes': jax.process_count(),
+    'git': _git_state(),
+  }
+
+
+def open_run(workdir: Path, config: ConfigDict) -> None:
+  """Writes `config` and the environment into `workdir`; a run of another configuration there is an error."""
+  if (workdir / CONFIG_FILE).is_file():
+    changed = differences(read_config(workdir), config)
+    if changed:
+      raise UserError(
+        f'{workdir} holds a run of another configuration ({"; ".join(changed[:3])}'
+        f'{f"; and {len(changed) - 3} more" if len(changed) > 3 else ""}); choose another --workdir'
+      )
+  write_atomically(workdir / CONFIG_FILE, config.to_json(indent=2))
+  write_atomically(workdir / ENVIRONMENT_FILE, json.dumps(environment(), indent=2))
+
+
+def check_disk(workdir: Path, needed: int) -> None:
+  """Raises before anything is written when fewer than `needed` bytes are free."""
+  free = shutil.disk_usage(workdir).free
+  if free < needed:
+    raise UserError(
+      f'{workdir} has {free / 2**30:.2f} GiB free and this run needs {needed / 2**30:.2f} GiB for its checkpoints; '
+      'make room or choose another --workdir'
+    )

@@ -1,0 +1,41 @@
+"""Every test sees eight simulated CPU devices; the flags must be set before JAX is imported."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Tests in other processes, and the next run, find what one has compiled.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / 'jaxface_test_cache'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import jax
+import pytest
+
+# Goldens were computed in true float32; accelerators multiply in less by default.
+jax.config.update('jax_default_matmul_precision', 'highest')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """Sixty synthetic faces of 16 pixels (48 train, 6 validation, 6 test), the dataset of the 'smoke' configurations."""
+  from jaxface.prepare import prepare
+
+  folder = tmp_path_factory.mktemp('data')
+  prepare('synthetic_faces', data_dir=folder, size=16, count=60, seed=0)
+  return folder
+
+
+@pytest.fixture
+def smoke_config(data_dir: Path):
+  """The smoke configuration of mask_ssim_l2 on `data_dir`, for a test to change."""
+  from jaxface.cli import load_config
+
+  config = load_config(f'{REPOSITORY}/experiments/vae.py:mask_ssim_l2,smoke', [])
+  config.data.data_dir = str(data_dir)
+  config.data.workers = 0
+  return config

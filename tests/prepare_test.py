@@ -1,0 +1,260 @@
+"""Preparing: complete or not at all, the same again does nothing, and every mistake is told in one line."""
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxface import pictures
+from jaxface import prepare as prepare_lib
+from jaxface.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path):
+  for i in range(10):
+    image = np.random.default_rng(i).integers(0, 256, (12, 10, 3), np.uint8)
+    pictures.write_picture(tmp_path / 'faces' / f'{i}.png', image)
+    pictures.write_picture(tmp_path / 'maps' / f'{i}.png', image[..., 0] % 19)
+  return tmp_path / 'faces'
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  return tmp_path / 'prepared'
+
+
+def files(folder):
+  return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+def ids(data_dir, name, split='train'):
+  builder = tfds.builder_from_directory(prepare_lib.find_prepared(data_dir, name))
+  return [str(record['id'], 'utf8') for record in builder.as_data_source(split)]
+
+
+def test_summary(source, data_dir):
+  (source / '3.png').write_bytes(b'')
+  summary = prepare_lib.prepare(
+    'face_folder', data_dir=data_dir, source=source, labels=source.parent / 'maps', name='mine'
+  )
+  folder = data_dir / 'face_folder' / 'mine' / '1.0.0'
+  assert summary.name == 'face_folder/mine'
+  assert summary.path == folder == prepare_lib.find_prepared(data_dir, 'face_folder/mine')
+  assert summary.splits == {'train': 7, 'validation': 1, 'test': 1}
+  assert summary.num_bytes == sum(path.stat().st_size for path in folder.glob('*array_record*')) > 0
+  assert summary.picture_sizes == {'10x12': 9}
+  assert summary.skipped == {'empty file': ['3.png']}
+  assert summary.has_labels
+  assert not summary.already
+  for part in ('train 7, validation 1, test 1', '10x12 (9)', '1 empty file: 3.png', str(folder)):
+    assert part in str(summary)
+  assert '--config.data.name=face_folder/mine' in str(summary)
+  assert 'label-order' not in str(summary)
+  assert 'is --label-order right?' in str(dataclasses.replace(summary, label_order_doubtful=True))
+  assert files(data_dir)[:2] == ['face_folder', 'face_folder/mine']
+  assert len(list((data_dir / 'face_folder' / 'mine').iterdir())) == 1
+
+
+def test_the_same_again_does_nothing(source, data_dir):
+  first = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  times = {path: path.stat().st_mtime_ns for path in first.path.iterdir()}
+  second = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  assert second.already
+  assert (second.splits, second.num_bytes) == (first.splits, first.num_bytes)
+  assert {path: path.stat().st_mtime_ns for path in first.path.iterdir()} == times
+
+
+def test_other_options_need_overwrite(source, data_dir):
+  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  with pytest.raises(UserError, match=r'limit was None, now 2.*--overwrite, or use another --name'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=2)
+  assert len(ids(data_dir, 'face_folder/faces')) == 8
+  assert not prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=2, overwrite=True).already
+  assert ids(data_dir, 'face_folder/faces') == ['0.png', '1.png']
+
+
+@pytest.mark.parametrize('changed', ['faces/1.png', 'faces/10.png', 'maps/1.png'])
+def test_a_changed_source_is_noticed(source, data_dir, changed):
+  options = dict(data_dir=data_dir, source=source, labels=source.parent / 'maps')
+  prepare_lib.prepare('face_folder', **options)
+  pictures.write_picture(source.parent / changed, np.zeros((12, 10), np.uint8))
+  pictures.write_picture(source.parent / 'maps' / '10.png', np.zeros((12, 10), np.uint8))
+  with pytest.raises(UserError, match='the files of the source have changed since'):
+    prepare_lib.prepare('face_folder', **options)
+
+
+def test_failed_overwrite_keeps_the_old(source, data_dir):
+  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  for path in source.iterdir():
+    path.write_bytes(b'no picture')
+  with pytest.raises(UserError, match=r'not one usable picture; not a picture in a known format: 10, e\.g\. 0\.png'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, overwrite=True)
+  assert len(ids(data_dir, 'face_folder/faces')) == 8
+
+
+def test_failure_leaves_nothing(source, data_dir):
+  (source / '0.png').rename(source.parent / '0.png')
+  for path in source.iterdir():
+    path.unlink()
+  with pytest.raises(UserError, match='no pictures in this folder'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  assert not data_dir.exists() or files(data_dir) == []
+
+
+# With the argument `slow` each picture takes its time, so that the run can be killed in the middle of writing.
+SCRIPT = """
+import sys, time
+from jaxface import pictures, prepare
+if sys.argv[3:] == ['slow']:
+  pictures.is_plain = lambda data: time.sleep(0.5)
+prepare.prepare('face_folder', data_dir=sys.argv[1], source=sys.argv[2], workers=1, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize('had_one', [False, True])
+def test_a_killed_run_leaves_nothing_that_looks_prepared(source, data_dir, had_one):
+  if had_one:
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3)
+  command = [sys.executable, '-c', SCRIPT, str(data_dir), str(source), 'slow']
+  process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+  wait_until(lambda: list(data_dir.rglob('*incomplete*/**/*array_record*')))
+  with pytest.raises(UserError, match='another `jaxface prepare` is writing'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  leftovers = list(data_dir.rglob('*incomplete*'))
+  assert leftovers
+  if had_one:
+    assert len(ids(data_dir, 'face_folder/faces')) == 3
+  else:
+    with pytest.raises(UserError, match='not prepared'):
+      prepare_lib.find_prepared(data_dir, 'face_folder/faces')
+  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, overwrite=had_one)
+  assert len(ids(data_dir, 'face_folder/faces')) == 8
+  assert not list(data_dir.rglob('*incomplete*'))
+
+
+def wait_until(condition, seconds=60):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_killed_between_the_renames_of_an_overwrite(source, data_dir):
+  path = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3).path
+  aside = path.parent / 'incomplete.prepare' / 'replaced'
+  aside.mkdir(parents=True)
+  path.rename(aside / path.name)
+  assert prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3).already
+  assert not aside.exists()
+
+
+def test_no_tensorflow_and_a_clean_output(source, data_dir):
+  code = SCRIPT + "\nassert 'tensorflow' not in sys.modules"
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(data_dir), str(source)], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == ''
+  # Nothing but the progress bar.
+  assert re.sub(r'[^\n]*face_folder/faces:[^\n]*|\s', '', done.stderr) == ''
+
+
+def run(*arguments):
+  parser = argparse.ArgumentParser()
+  prepare_lib.register(parser.add_subparsers(dest='command'))
+  args = parser.parse_args(['prepare', *map(str, arguments)])
+  return args.run(args)
+
+
+def test_command_line(source, data_dir, capsys, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
+  arguments = ['face_folder', '--source', source, '--labels', source.parent / 'maps', '--label-order', 'bisenet']
+  arguments += ['--name', 'mine', '--limit', '5', '--max-side', '6', '--workers', '1']
+  assert run(*arguments) == 0
+  assert 'train 5, validation 1, test 1, with label maps' in capsys.readouterr().out
+  assert run(*arguments) == 0
+  assert 'already prepared' in capsys.readouterr().out
+  assert run(*arguments[:-4], '--overwrite') == 0
+  options = json.loads((data_dir / 'face_folder/mine/1.0.0/metadata.json').read_text())['options']
+  assert options == {
+    'source': str(source), 'labels': str(source.parent / 'maps'), 'label_order': 'bisenet', 'limit': 5,
+    'max_side': None,
+  }  # fmt: skip
+
+
+def test_command_line_celeba(tmp_path, capsys):
+  folder = tmp_path / 'celeba' / 'img_align_celeba'
+  for i in range(1, 4):
+    pictures.write_picture(folder / f'{i:06d}.jpg', np.full((218, 178, 3), i, np.uint8))
+  lines = [f'{i:06d}.jpg {i - 1}' for i in range(1, 4)]
+  (tmp_path / 'celeba' / 'list_eval_partition.txt').write_text('\n'.join(lines))
+  assert run('celeba_masks', '--source', tmp_path / 'celeba', '--data-dir', tmp_path / 'out') == 0
+  assert 'train 1, validation 1, test 1, without label maps' in capsys.readouterr().out
+
+
+def test_disk_space(source, data_dir, monkeypatch):
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=100))
+  with pytest.raises(UserError, match=r'needs at least .* GB, 0\.0 GB are free'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  assert not data_dir.exists() or files(data_dir) == []
+
+
+def test_the_lock_goes_with_the_run(source, data_dir):
+  folder = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source).path.parent
+  handle = os.open(folder, os.O_RDONLY)
+  fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  with pytest.raises(UserError, match='another'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  os.close(handle)
+  assert prepare_lib.prepare('face_folder', data_dir=data_dir, source=source).already
+
+
+def test_find_prepared_lists_what_is_there_and_the_command(source, data_dir):
+  with pytest.raises(UserError, match=r'there is: nothing\); make it by `jaxface prepare synthetic_faces --size 144'):
+    prepare_lib.find_prepared(data_dir, 'synthetic_faces/faces_144')
+  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
+  with pytest.raises(UserError, match=r'there is: face_folder/faces\); .*face_folder --source DIR --name mine'):
+    prepare_lib.find_prepared(data_dir, 'face_folder/mine')
+  with pytest.raises(UserError, match=r'jaxface prepare \{synthetic_faces,celeba_masks,face_folder\}'):
+    prepare_lib.find_prepared(data_dir, 'celebs')
+
+
+def test_find_prepared_takes_the_newest_version(source, data_dir):
+  path = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source).path
+  for version in ('1.10.0', '1.9.0', '2.0.0'):
+    shutil.copytree(path, path.with_name(version))
+  (path.with_name('2.0.0') / 'dataset_info.json').unlink()
+  assert prepare_lib.find_prepared(data_dir, 'face_folder/faces').name == '1.10.0'
+
+
+def test_default_data_dir(monkeypatch):
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+  assert prepare_lib.default_data_dir() == Path.home() / 'tensorflow_datasets'
+  monkeypatch.setenv('TFDS_DATA_DIR', '/somewhere')
+  assert prepare_lib.default_data_dir() == Path('/somewhere')
+
+
+def test_wrong_arguments(source, tmp_path):
+  (tmp_path / 'file').touch()
+  for dataset, data_dir, why in [
+    ('celebs', tmp_path, "unknown dataset 'celebs'; choose from synthetic_faces"),
+    ('face_folder', 'gs://bucket/data', 'not a local folder'),
+    ('face_folder', tmp_path / 'file', 'cannot write into'),
+  ]:
+    with pytest.raises(UserError, match=why):
+      prepare_lib.prepare(dataset, data_dir=data_dir, source=source)
