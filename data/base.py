@@ -83,8 +83,8 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     progress: called with 1 after each picture.
 
   After `download_and_prepare(file_format='array_record')` the dataset's metadata holds `skipped` (reason -> ids),
-  `picture_sizes` ('WxH' -> number, the ten most common), and `label_order_doubtful`: whether in most label maps the hair
-  starts below the nose, as it does when the classes are read in another order than they were written in.
+  `picture_sizes` ('WxH' -> number, the ten most common), and `label_order_doubtful`: whether in most label maps the
+  hair starts below the nose, as it does when the classes are read in another order than they were written in.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -204,6 +204,14 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         assert label.max() < labels.NUM_CLASSES, (picture.item.id, label.max())
         picture.label_bytes = pictures.encode_png(label)
       yield from chunk
+
+
+def find_label_maps(folder: Path) -> list[Path]:
+  """All PNGs in a folder and below, in natural order; UserError where there are none."""
+  found = [path for path in pictures.find_pictures(folder) if path.suffix.lower() == '.png']
+  if not found:
+    raise UserError(f'labels={str(folder)!r}: no PNGs in this folder; a label map is a PNG of class numbers')
+  return found
 
 
 def checked_label(path: Path, order: str, size: tuple[int, int]) -> np.ndarray:

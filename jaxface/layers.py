@@ -2,6 +2,8 @@
 
 # B batch | H,W pixels | I input channels | O output channels | C channels
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,14 +23,18 @@ class Conv3x3(nn.Module):
   features: int
   dtype: Dtype = jnp.float32
 
-  @nn.compact
   def __call__(self, x_BHWI: jax.Array) -> jax.Array:
     """[B, H, W, I] -> [B, H, W, features] in `dtype`."""
+    y_BHWO, bias_O = self.parts(x_BHWI)
+    return y_BHWO + bias_O.astype(self.dtype)[None, None, None]
+
+  @nn.compact
+  def parts(self, x_BHWI: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The result before the bias, and the bias (float32), for a layer such as `BatchNormElu` that can do without it."""
     shape = (3, 3, x_BHWI.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.glorot_uniform(), shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    y_BHWO = conv.conv3x3(x_BHWI.astype(self.dtype), kernel.astype(self.dtype))
-    return y_BHWO + bias.astype(self.dtype)[None, None, None]
+    return conv.conv3x3(x_BHWI.astype(self.dtype), kernel.astype(self.dtype)), bias
 
 
 class ConvTranspose3x3(nn.Module):
@@ -42,14 +48,36 @@ class ConvTranspose3x3(nn.Module):
   odd: bool = False
   dtype: Dtype = jnp.float32
 
-  @nn.compact
   def __call__(self, x_BHWI: jax.Array) -> jax.Array:
     """[B, H, W, I] -> [B, 2H, 2W, features] in `dtype`, or [B, 2H+1, 2W+1, features] with `odd`."""
+    y_BHWO, bias_O = self.parts(x_BHWI)
+    return y_BHWO + bias_O.astype(self.dtype)[None, None, None]
+
+  @nn.compact
+  def parts(self, x_BHWI: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `Conv3x3.parts`."""
     shape = (3, 3, self.features, x_BHWI.shape[-1])
     kernel = self.param('kernel', nn.initializers.glorot_uniform(in_axis=-1, out_axis=-2), shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    y_BHWO = conv.conv_transpose3x3(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), odd=self.odd)
-    return y_BHWO + bias.astype(self.dtype)[None, None, None]
+    return conv.conv_transpose3x3(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), odd=self.odd), bias
+
+
+def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+  """Mean of every channel over the whole batch, float32 [C]."""
+  local = x.mean(range(x.ndim - 1))
+  return local if axis_name is None else lax.pmean(local, axis_name)
+
+
+def _wide(vector: jax.Array, like: jax.Array) -> jax.Array:
+  return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+  """Mean and biased variance of every channel, float32 [C]."""
+  x = x.astype(jnp.float32)
+  mean = _mean(x, axis_name)
+  # Two passes: E[x^2] - E[x]^2 loses the variance of a channel that hardly varies.
+  return mean, _mean(jnp.square(x - _wide(mean, x)), axis_name)
 
 
 class BatchNorm(nn.Module):
@@ -73,35 +101,83 @@ class BatchNorm(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """[..., C] -> [..., C] in `dtype`; with `train` the collection 'batch_stats' must be mutable."""
-    wide = (1,) * (x.ndim - 1) + x.shape[-1:]
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:], jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:], jnp.float32)
-    moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, x.shape[-1:], jnp.float32)
-    moving_var = self.variable('batch_stats', 'var', jnp.ones, x.shape[-1:], jnp.float32)
-    x = x.astype(jnp.float32)
-    if train:
-      mean, var, count = self._moments(x)
-      if not self.is_initializing():
-        # One value per channel has no unbiased variance.
-        spread = var if self.biased_moving_variance else var * (count / max(count - 1, 1))
-        for moving, batch in ((moving_mean, mean), (moving_var, spread)):
-          moving.value = self.momentum * moving.value + (1 - self.momentum) * lax.stop_gradient(batch.reshape(-1))
-    else:
-      mean, var = moving_mean.value.reshape(wide), moving_var.value.reshape(wide)
-    factor = scale.reshape(wide) * lax.rsqrt(var + self.epsilon)
-    return ((x - mean) * factor + bias.reshape(wide)).astype(self.dtype)
+  def __call__(self, x: jax.Array, *, train: bool, shift: jax.Array | None = None) -> jax.Array:
+    """[..., C] -> [..., C] in `dtype`; with `train` the collection 'batch_stats' must be mutable.
 
-  def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
-    """Mean and biased variance per channel, [1, ..., 1, C], and how many values they are of."""
-    replicas = None if self.is_initializing() else self.axis_name
-    count = x.size // x.shape[-1] * (1 if replicas is None else lax.axis_size(replicas))
+    `shift` [C], such as a convolution's bias, counts as added to x. In training it cancels: it only moves the moving
+    mean, costs nothing and has no gradient.
+    """
+    channels = x.shape[-1:]
+    shift = jnp.zeros(channels, jnp.float32) if shift is None else shift
+    scale = self.param('scale', nn.initializers.ones, channels, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
+    moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels, jnp.float32)
+    moving_var = self.variable('batch_stats', 'var', jnp.ones, channels, jnp.float32)
+    if not train:
+      return self._normalise(x, moving_mean.value - shift, moving_var.value, scale, bias)
 
-    def average(values):
-      local = values.mean(range(x.ndim - 1), keepdims=True)
-      return local if replicas is None else lax.pmean(local, replicas)
+    axis_name = None if self.is_initializing() else self.axis_name
+    y, mean, var = self._normalise_batch(x, scale, bias, axis_name)
+    if not self.is_initializing():
+      count = x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
+      # One value per channel has no unbiased variance.
+      spread = var if self.biased_moving_variance else var * (count / max(count - 1, 1))
+      for moving, batch in ((moving_mean, mean + shift), (moving_var, spread)):
+        moving.value = self.momentum * moving.value + (1 - self.momentum) * lax.stop_gradient(batch)
+    return y
 
-    mean = average(x)
-    # Two passes: E[x^2] - E[x]^2 loses the variance of a channel that hardly varies.
-    return mean, average(jnp.square(x - mean)), count
+  def _normalise(self, x, mean, var, scale, bias) -> jax.Array:
+    factor = scale * lax.rsqrt(var + self.epsilon)
+    return ((x.astype(jnp.float32) - _wide(mean, x)) * _wide(factor, x) + _wide(bias, x)).astype(self.dtype)
+
+  def _normalise_batch(self, x, scale, bias, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+    mean, var = _moments(x, axis_name)
+    return self._normalise(x, mean, var, scale, bias), mean, var
+
+
+class BatchNormElu(BatchNorm):
+  """`BatchNorm` and then ELU. The backward pass recomputes all but x: less memory, and much less memory traffic."""
+
+  def _normalise(self, x, mean, var, scale, bias) -> jax.Array:
+    return nn.elu(super()._normalise(x, mean, var, scale, bias))
+
+  def _normalise_batch(self, x, scale, bias, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+    y, mean, var = _norm_elu((self.epsilon, axis_name), x, scale, bias)
+    return y.astype(self.dtype), mean, var
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _norm_elu(options: tuple[float, str | None], x: jax.Array, scale: jax.Array, bias: jax.Array):
+  """ELU of the normalised batch in float32, and the statistics, which are not to be differentiated."""
+  return _norm_elu_forward(options, x, scale, bias)[0]
+
+
+def _norm_elu_forward(options, x, scale, bias):
+  epsilon, axis_name = options
+  mean, var = _moments(x, axis_name)
+  scaled = (x.astype(jnp.float32) - _wide(mean, x)) * _wide(scale * lax.rsqrt(var + epsilon), x) + _wide(bias, x)
+  return (nn.elu(scaled), mean, var), (x, scale, bias, mean, var)
+
+
+def _norm_elu_backward(options, saved, gradients):
+  epsilon, axis_name = options
+  x, scale, bias, mean, var = saved
+  inverse = lax.rsqrt(var + epsilon)
+  values = x.astype(jnp.float32)
+  scaled = (values - _wide(mean, x)) * _wide(scale * inverse, x) + _wide(bias, x)
+  # ELU's slope is 1 above 0 and exp below.
+  dscaled = gradients[0].astype(jnp.float32) * jnp.exp(jnp.minimum(scaled, 0))
+  local = range(x.ndim - 1)
+  dbias = dscaled.sum(local)
+  # sum(dscaled * (x - mean)) without writing x - mean.
+  dscale = ((dscaled * values).sum(local) - mean * dbias) * inverse
+  count = x.size // x.shape[-1]
+  offset, slope = dbias / count, dscale / count
+  if axis_name is not None:
+    offset, slope = lax.pmean((offset, slope), axis_name)
+  normalised = (values - _wide(mean, x)) * _wide(inverse, x)
+  dx = _wide(scale * inverse, x) * (dscaled - _wide(offset, x) - normalised * _wide(slope, x))
+  return dx.astype(x.dtype), dscale, dbias
+
+
+_norm_elu.defvjp(_norm_elu_forward, _norm_elu_backward)

@@ -116,6 +116,11 @@ def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
+def _run_once() -> dict[str, str] | None:
+  # A program of many small random kernels that runs once: optimising it takes a CPU's compiler 20 s for nothing.
+  return {'xla_backend_optimization_level': '0'} if jax.default_backend() == 'cpu' else None
+
+
 def _run_steps(
   task: Task, seed: int, state: TrainState, batches: Batch, dataset: Batch | None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -152,8 +157,8 @@ class JitEngine:
 
   axis_name = None
 
-  def __init__(self, task: Task, *, seed: int, mesh: Mesh):
-    self.task, self.seed, self.mesh = task, seed, mesh
+  def __init__(self, task: Task, *, seed: int, mesh: Mesh, rules: Sequence[tuple[str, Rule]] = RULES):
+    self.task, self.seed, self.mesh, self._rules = task, seed, mesh, rules
     self.dataset: Batch | None = None
     self.whole = NamedSharding(mesh, P())
     self.rows = NamedSharding(mesh, P(BATCH_AXES))
@@ -168,7 +173,7 @@ class JitEngine:
   def abstract_state(self) -> TrainState:
     """Shapes, dtypes and shardings of the state."""
     shapes = jax.eval_shape(self.task.init, jax.random.key(self.seed))
-    return _abstract(shapes, shardings_for(shapes, self.mesh))
+    return _abstract(shapes, shardings_for(shapes, self.mesh, self._rules))
 
   @property
   def _state_sharding(self) -> PyTree:
@@ -180,7 +185,8 @@ class JitEngine:
 
   def init(self) -> TrainState:
     """A fresh state, born sharded."""
-    return jax.jit(self.task.init, out_shardings=self._state_sharding)(jax.random.key(self.seed))
+    init = jax.jit(self.task.init, out_shardings=self._state_sharding, compiler_options=_run_once())
+    return init(jax.random.key(self.seed))
 
   def put(self, batch: Batch) -> Batch:
     """This process's rows, numpy [B/P, ...], become rows of the global batch on the devices."""
@@ -281,7 +287,7 @@ class PmapEngine:
 
   def init(self) -> TrainState:
     """A fresh state, the same on every device."""
-    return self._replicate(jax.jit(self.task.init)(jax.random.key(self.seed)))
+    return self._replicate(jax.jit(self.task.init, compiler_options=_run_once())(jax.random.key(self.seed)))
 
   def put(self, batch: Batch) -> Batch:
     """This process's rows, numpy [B/P, ...], cut into [devices, B/devices, ...]; `pmap` places them."""

@@ -7,6 +7,7 @@ is ever found, and the next run starts cleanly.
 import argparse
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import importlib
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 from jaxface import labels, pictures
 from jaxface.errors import UserError
+
+# TFDS is imported where it is needed: it takes a second, which `jaxface --help` need not wait for.
 
 DATASETS = ('synthetic_faces', 'celeba_masks', 'face_folder')
 
@@ -100,6 +103,8 @@ def prepare(
   """
   if dataset not in DATASETS:
     raise UserError(f'unknown dataset {dataset!r}; choose from {", ".join(DATASETS)}')
+  if workers is not None and workers < 1:
+    raise UserError(f'workers={workers}: must be at least 1; leave it out for one a CPU core')
   builder_module = importlib.import_module(f'jaxface_data.{dataset}.{dataset}_dataset_builder')
   config = builder_module.make_config(**options)
   folder = _local(data_dir) / dataset / config.name
@@ -120,7 +125,7 @@ def prepare(
       _write_metadata(made, _read_metadata(made) | made_from)
       _publish(made, final, unfinished / _REPLACED)
     finally:
-      shutil.rmtree(unfinished, ignore_errors=True)
+      _clear_leftovers(folder, unfinished)
   return _summary(final, already=False)
 
 
@@ -141,7 +146,7 @@ def find_prepared(data_dir: str | os.PathLike | None, name: str) -> Path:
   raise UserError(f'{name!r} is not prepared in {root} (there is: {there}); make it by `{_command(name, data_dir)}`')
 
 
-def register(subparsers) -> None:
+def register(subparsers: 'argparse._SubParsersAction') -> None:
   """Add the command `prepare` to argparse's subparsers; each dataset sets `run`, a function of the parsed arguments."""
   command = subparsers.add_parser('prepare', help='make a dataset of pictures and label maps, ready for training')
   datasets = command.add_subparsers(dest='dataset', required=True, metavar='DATASET')
@@ -210,6 +215,10 @@ def _only_writer(folder: Path) -> Iterator[None]:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(f'{folder}: another `jaxface prepare` is writing this dataset; wait for it') from error
+    except OSError as error:
+      # Some network file systems lock no folders; not to start two runs is then the user's care.
+      if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):
+        raise
     yield
   finally:
     os.close(handle)
@@ -220,7 +229,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def _clear_leftovers(folder: Path, unfinished: Path) -> None:
-  # Killed while replacing a dataset, between the two renames: the old one is still whole.
+  # Stopped while replacing a dataset, between the two renames: the old one is still whole.
   for old in unfinished.glob(f'{_REPLACED}/*'):
     if not (folder / old.name).exists():
       old.rename(folder / old.name)
@@ -276,18 +285,17 @@ def _check_space(builder, folder: Path) -> None:
 
 
 def _build(builder, workers: int | None) -> None:
+  """Write the dataset; a builder with the attributes `workers` and `progress` has our bar, any other one TFDS's."""
   import tensorflow_datasets as tfds
 
-  if not _has_source(builder):
-    # Its own bars show the progress.
-    with _quiet_tfds():
-      builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
-    return
+  own_bar = hasattr(builder, 'progress')
+  total = builder.listing.num_items() if _has_source(builder) else builder.builder_config.count
   name = f'{builder.name}/{builder.builder_config.name}'
-  with tqdm(total=builder.listing.num_items(), unit=' pictures', desc=name, leave=False) as bar, _quiet_tfds():
-    builder.workers = workers or builder.workers
-    builder.progress = bar.update
-    tfds.display_progress_bar(False)
+  with tqdm(total=total, unit=' pictures', desc=name, leave=False, disable=not own_bar) as bar, _quiet_tfds():
+    if own_bar:
+      builder.workers = workers or builder.workers
+      builder.progress = bar.update
+      tfds.display_progress_bar(False)
     try:
       builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
     finally:

@@ -4,7 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Tests compile much and compute little.
+_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAGS}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tests in other processes, and the next run, find what one has compiled.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / 'jaxface_test_cache'))

@@ -19,7 +19,7 @@ def assert_gradient_close(actual, expected):
 
 
 def test_kl_matches_the_golden(golden):
-  kl, gradient = jax.value_and_grad(losses.kl_divergence, argnums=1)(golden['z_mean'], golden['z_logvar'])
+  kl, gradient = jax.jit(jax.value_and_grad(losses.kl_divergence, argnums=1))(golden['z_mean'], golden['z_logvar'])
   np.testing.assert_allclose(kl, golden['loss_kl_factor_1'], rtol=1e-4)
   np.testing.assert_allclose(1e-3 * kl, golden['loss_kl'], rtol=1e-4)
   assert_gradient_close(gradient, golden['grad_kl1_z_logvar'])
@@ -56,7 +56,7 @@ def test_mask_losses_match_the_golden(golden):
   def both(prediction):
     return losses.binary_cross_entropy(prediction, target) + losses.dice_loss(prediction, target)
 
-  value, gradient = jax.value_and_grad(both)(prediction)
+  value, gradient = jax.jit(jax.value_and_grad(both))(prediction)
   np.testing.assert_allclose(value, golden['loss_bce_plus_dice'], rtol=1e-4)
   assert_gradient_close(gradient[:, ::2, ::2], golden['grad_bce_dice_mask_pred'])
 
@@ -67,7 +67,7 @@ def test_cross_entropy_of_logits_is_that_of_probabilities_and_exact_beyond(golde
     losses.binary_cross_entropy_from_logits(logits, golden['mask']), golden['loss_bce'], rtol=1e-4
   )
   logits, target = jnp.array([200.0, -200.0, 200.0, 0.0]), jnp.array([0.0, 1.0, 1.0, 0.5])
-  value, gradient = jax.value_and_grad(losses.binary_cross_entropy_from_logits)(logits, target)
+  value, gradient = jax.jit(jax.value_and_grad(losses.binary_cross_entropy_from_logits))(logits, target)
   np.testing.assert_allclose(value, (200 + 200 + 0 + np.log(2)) / 4, rtol=1e-6)
   np.testing.assert_allclose(gradient, [0.25, -0.25, 0, 0], atol=1e-7)
 
@@ -77,7 +77,8 @@ def test_dice_sums_over_all_devices_and_so_does_its_gradient():
   devices = jax.device_count()
   prediction = rng.random((devices, 2, 4, 4, 1), np.float32)
   # Faces of very different sizes: dice per device would average to another number.
-  target = (rng.random((devices, 2, 4, 4, 1)) < np.linspace(0, 1, devices)[:, None, None, None, None]).astype(np.float32)
+  share = np.linspace(0, 1, devices).reshape(-1, 1, 1, 1, 1)
+  target = (rng.random((devices, 2, 4, 4, 1)) < share).astype(np.float32)
 
   def loss(bias, prediction, target, axis_name=None):
     return losses.dice_loss(jax.nn.sigmoid(prediction + bias), target, axis_name=axis_name)
@@ -87,7 +88,7 @@ def test_dice_sums_over_all_devices_and_so_does_its_gradient():
     return value, jax.lax.pmean(gradient, 'batch')
 
   values, gradients = jax.pmap(on_device, 'batch', in_axes=(None, 0, 0))(0.1, prediction, target)
-  value, gradient = jax.value_and_grad(loss)(0.1, prediction, target)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(0.1, prediction, target)
   np.testing.assert_allclose(values, np.full(devices, value), rtol=1e-6)
   np.testing.assert_allclose(gradients, np.full(devices, gradient), rtol=1e-5)
   alone = np.mean([loss(0.1, p, t) for p, t in zip(prediction, target, strict=True)])
@@ -101,13 +102,23 @@ def test_losses_are_float32_for_half_precision_input():
     losses.kl_divergence, losses.binary_cross_entropy, losses.binary_cross_entropy_from_logits, losses.dice_loss,
     losses.l1_loss, losses.l2_loss, losses.ssim_loss,
   ):  # fmt: skip
-    value = loss(half, half)
+    value = jax.eval_shape(loss, half, half)
     assert value.dtype == jnp.float32
     assert value.shape == ()
 
 
 def test_ssim_loss_of_equal_pictures_is_one_and_passes_its_mask_on():
   a = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
-  np.testing.assert_allclose(losses.ssim_loss(a, a), 1, atol=1e-6)
-  np.testing.assert_allclose(losses.ssim_loss(a, 1 - a, mask=np.zeros((2, 16, 16, 1))), 1, atol=1e-6)
-  assert losses.ssim_loss(a, 1 - a) > 2
+  mask = np.ones((2, 16, 16, 1), np.float32)
+  loss = jax.jit(lambda b, mask: losses.ssim_loss(a, b, mask=mask))
+  np.testing.assert_allclose(loss(a, mask), 1, atol=1e-6)
+  np.testing.assert_allclose(loss(1 - a, 0 * mask), 1, atol=1e-6)
+  assert loss(1 - a, mask) > 2
+
+
+def test_l1_pulls_only_where_pictures_differ():
+  a = np.zeros((1, 2, 2, 1), np.float32)
+  b = a.copy()
+  b[0, 0] = [[0.5], [-0.5]]
+  gradient = jax.grad(losses.l1_loss)(jnp.asarray(b), a)
+  np.testing.assert_allclose(gradient[0, ..., 0], [[0.25, -0.25], [0, 0]])

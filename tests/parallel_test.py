@@ -10,7 +10,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxface.errors import UserError
-from jaxface.parallel import JitEngine, PmapEngine, check_batch_size, make_engine, make_mesh, shardings_for
+from jaxface.parallel import (
+  JitEngine,
+  PmapEngine,
+  check_batch_size,
+  make_engine,
+  make_mesh,
+  replicate,
+  shard_largest,
+  shardings_for,
+)
 from jaxface.state import for_evaluation
 from jaxface.tasks import make_task
 
@@ -27,8 +36,12 @@ def _batch(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
 
 
 def _engine(config, mode='jit', devices=1, fsdp=1):
-  kind = {'jit': JitEngine, 'pmap': PmapEngine}[mode]
-  return kind(make_task(config, kind.axis_name), seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]))
+  mesh = make_mesh(fsdp, jax.devices()[:devices])
+  if mode == 'pmap':
+    return PmapEngine(make_task(config, PmapEngine.axis_name), seed=0, mesh=mesh)
+  # The smoke network's tensors are too small for the default rule to cut.
+  rules = [(r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=64)), ('.*', replicate)]
+  return JitEngine(make_task(config), seed=0, mesh=mesh, rules=rules)
 
 
 def _run(engine, steps=2, per_dispatch=1):
@@ -42,7 +55,7 @@ def _run(engine, steps=2, per_dispatch=1):
 
 
 @pytest.fixture(scope='module')
-def config(data_dir):
+def config():
   from jaxface.cli import load_config
   from tests.conftest import REPOSITORY
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -63,7 +64,7 @@ def test_summary(source, data_dir):
   for part in ('train 7, validation 1, test 1', '10x12 (9)', '1 empty file: 3.png', str(folder)):
     assert part in str(summary)
   assert '--config.data.name=face_folder/mine' in str(summary)
-  assert 'label-order' not in str(summary)
+  assert 'is --label-order right?' not in str(dataclasses.replace(summary, label_order_doubtful=False))
   assert 'is --label-order right?' in str(dataclasses.replace(summary, label_order_doubtful=True))
   assert files(data_dir)[:2] == ['face_folder', 'face_folder/mine']
   assert len(list((data_dir / 'face_folder' / 'mine').iterdir())) == 1
@@ -164,6 +165,24 @@ def test_killed_between_the_renames_of_an_overwrite(source, data_dir):
   assert not aside.exists()
 
 
+def test_stopped_between_the_renames_of_an_overwrite(source, data_dir, monkeypatch):
+  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3)
+  rename = Path.rename
+
+  def stopped(self, target):
+    if 'face_folder/faces/1.0.0' in str(self) and 'incomplete' in str(self):
+      raise KeyboardInterrupt
+    return rename(self, target)
+
+  with monkeypatch.context() as context:
+    context.setattr(Path, 'rename', stopped)
+    with pytest.raises(KeyboardInterrupt):
+      prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, overwrite=True)
+  # The restoring rename starts from the folder set aside; nothing else may be left.
+  assert len(ids(data_dir, 'face_folder/faces')) == 3
+  assert not list(data_dir.rglob('*incomplete*'))
+
+
 def test_no_tensorflow_and_a_clean_output(source, data_dir):
   code = SCRIPT + "\nassert 'tensorflow' not in sys.modules"
   done = subprocess.run(
@@ -224,6 +243,14 @@ def test_the_lock_goes_with_the_run(source, data_dir):
   assert prepare_lib.prepare('face_folder', data_dir=data_dir, source=source).already
 
 
+def test_a_file_system_without_locks(source, data_dir, monkeypatch):
+  def no_locks(handle, operation):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  assert prepare_lib.prepare('face_folder', data_dir=data_dir, source=source).splits['train'] == 8
+
+
 def test_find_prepared_lists_what_is_there_and_the_command(source, data_dir):
   with pytest.raises(UserError, match=r'there is: nothing\); make it by `jaxface prepare synthetic_faces --size 144'):
     prepare_lib.find_prepared(data_dir, 'synthetic_faces/faces_144')
@@ -251,6 +278,8 @@ def test_default_data_dir(monkeypatch):
 
 def test_wrong_arguments(source, tmp_path):
   (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='workers=0'):
+    prepare_lib.prepare('face_folder', data_dir=tmp_path, source=source, workers=0)
   for dataset, data_dir, why in [
     ('celebs', tmp_path, "unknown dataset 'celebs'; choose from synthetic_faces"),
     ('face_folder', 'gs://bucket/data', 'not a local folder'),

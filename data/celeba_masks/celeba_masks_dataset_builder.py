@@ -100,7 +100,7 @@ def _source_items(source: Path) -> tuple[dict[str, list[base.Item]], dict[str, l
 def _with_labels(
   splits: dict[str, list[base.Item]], skipped: dict[str, list[str]], folder: Path
 ) -> dict[str, list[base.Item]]:
-  label_maps = {path.stem: path for path in pictures.find_pictures(folder)}
+  label_maps = {path.stem: path for path in base.find_label_maps(folder)}
   splits = {
     split: [dataclasses.replace(item, label=label_maps.get(Path(item.id).stem)) for item in items]
     for split, items in splits.items()

@@ -81,7 +81,7 @@ class Builder(base.FacesBuilder):
       folder = Path(config.labels)
       if folder != source:
         found = [path for path in found if not path.is_relative_to(folder)]
-      label_maps = {path.relative_to(folder).with_suffix(''): path for path in pictures.find_pictures(folder)}
+      label_maps = {path.relative_to(folder).with_suffix(''): path for path in base.find_label_maps(folder)}
     names = [path.relative_to(source) for path in found]
     if label_maps and not any(name.with_suffix('') in label_maps for name in names):
       _raise_unpaired(names, label_maps, config)

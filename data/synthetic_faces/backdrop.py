@@ -7,7 +7,7 @@ from . import tiles
 from .scene import Dice
 
 # Drawn at one resolution for all sizes: backgrounds are out of focus.
-SIDE = 160
+SIDE = 144
 _SHIFT = 4
 
 
@@ -24,7 +24,12 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 
 
 def _polygon(image: np.ndarray, points: np.ndarray, color) -> None:
-  cv2.fillPoly(image, [_fixed(points)], color, cv2.LINE_AA, _SHIFT)
+  cv2.fillConvexPoly(image, _fixed(points), color, cv2.LINE_AA, _SHIFT)
+
+
+def _box(image: np.ndarray, x0: float, y0: float, x1: float, y1: float, color) -> None:
+  """An upright rectangle, its edges on whole pixels."""
+  cv2.rectangle(image, (round(x0 * SIDE), round(y0 * SIDE)), (round(x1 * SIDE), round(y1 * SIDE)), color, -1)
 
 
 def _disc(image: np.ndarray, x: float, y: float, rx: float, ry: float, tilt: float, color, thickness: int = -1) -> None:
@@ -34,26 +39,27 @@ def _disc(image: np.ndarray, x: float, y: float, rx: float, ry: float, tilt: flo
 
 
 def _bokeh(image: np.ndarray, dice: Dice) -> None:
-  """Lights out of focus."""
-  hue = [_color(dice, 1.0) for _ in range(3)]
-  for _ in range(int(dice.range(14, 34))):
-    x, y, radius = dice.unit(), dice.unit(), dice.range(0.015, 0.085)
-    color = np.array(dice.choice(hue))
-    layer = image[max(int((y - radius) * SIDE) - 2, 0) : int((y + radius) * SIDE) + 3, max(int((x - radius) * SIDE) - 2, 0) : int((x + radius) * SIDE) + 3]
-    before = layer.copy()
-    _disc(image, x, y, radius, radius, 0, color.tolist())
-    _disc(image, x, y, radius, radius, 0, np.minimum(color * 1.25 + 30, 255).tolist(), 1)
-    cv2.addWeighted(layer, 0.6, before, 0.4, 0, layer)
+  """Lights out of focus: they add up where they overlap."""
+  hues = [_color(dice, 1.0) for _ in range(3)]
+  for _ in range(3):
+    lights = np.zeros_like(image)
+    for _ in range(int(dice.range(4, 10))):
+      x, y, radius, dim = dice.unit(), dice.unit(), dice.range(0.015, 0.085), dice.range(0.4, 0.8)
+      color = tuple(dim * c for c in dice.choice(hues))
+      _disc(lights, x, y, radius, radius, 0, color)
+      _disc(lights, x, y, radius, radius, 0, tuple(1.3 * c for c in color), 1)
+    cv2.add(image, lights, image)
 
 
 def _foliage(image: np.ndarray, dice: Dice) -> None:
   """Leaves, dark ones first."""
-  base = np.array([dice.range(30, 110), dice.range(70, 170), dice.range(15, 80)])
-  count = int(dice.range(70, 130))
+  base = dice.range(40, 120), dice.range(70, 160), dice.range(20, 80)
+  count = int(dice.range(45, 80))
   for i in range(count):
     light = 0.25 + 1.05 * i / count * dice.range(0.6, 1.3)
-    length = dice.range(0.025, 0.08)
-    _disc(image, dice.unit(), dice.unit(), length, length * dice.range(0.25, 0.5), dice.range(0, 180), np.minimum(base * light, 255).tolist())
+    color = tuple(min(c * light, 255) for c in base)
+    length = dice.range(0.035, 0.10)
+    _disc(image, dice.unit(), dice.unit(), length, length * dice.range(0.25, 0.5), dice.range(0, 180), color)
 
 
 def _stripes(image: np.ndarray, dice: Dice) -> None:
@@ -71,14 +77,15 @@ def _stripes(image: np.ndarray, dice: Dice) -> None:
 
 def _bricks(image: np.ndarray, dice: Dice) -> None:
   """A wall of bricks or tiles."""
-  base, rows = np.array(_color(dice, 0.6)), int(dice.range(7, 15))
+  base, rows = _color(dice, 0.6), int(dice.range(6, 13))
   height, width = 1 / rows, dice.range(1.5, 3) / rows
   for row in range(rows + 1):
     x = -width * dice.unit()
     while x < 1:
-      color = np.clip(base * dice.range(0.65, 1.25), 0, 255).tolist()
+      tint = dice.range(0.65, 1.25)
+      color = tuple(min(c * tint, 255) for c in base)
       y, gap = row * height, 0.10 * height
-      _polygon(image, [(x + gap, y + gap), (x + width - gap, y + gap), (x + width - gap, y + height - gap), (x + gap, y + height - gap)], color)
+      _box(image, x + gap, y + gap, x + width - gap, y + height - gap, color)
       x += width
 
 
@@ -94,9 +101,9 @@ def _shelf(image: np.ndarray, dice: Dice) -> None:
       _polygon(image, [(x, y), (x + width, y), (x + width + lean, y - tall), (x + lean, y - tall)], color)
       if width > 0.03:
         band = y - tall * dice.range(0.3, 0.8)
-        _polygon(image, [(x, band), (x + width, band), (x + width, band - 0.02), (x, band - 0.02)], _color(dice))
+        _box(image, x, band - 0.02, x + width, band, _color(dice))
       x += width * dice.range(1.0, 1.2)
-    _polygon(image, [(0, y), (1, y), (1, y + 0.025), (0, y + 0.025)], _color(dice, 0.5))
+    _box(image, 0, y, 1, y + 0.025, _color(dice, 0.5))
     y += height + 0.03
 
 
@@ -106,12 +113,12 @@ def _windows(image: np.ndarray, dice: Dice) -> None:
   while x < 1:
     width, top = dice.range(0.12, 0.32), dice.range(-0.1, 0.5)
     wall, glass = _color(dice, 0.4), [_color(dice, 0.5), _color(dice, 0.9)]
-    _polygon(image, [(x, top), (x + width, top), (x + width, 1), (x, 1)], wall)
-    step = dice.range(0.04, 0.07)
-    for gy in np.arange(top + 0.03, 1, step * 1.3):
-      for gx in np.arange(x + 0.02, x + width - step * 0.6, step):
+    _box(image, x, top, x + width, 1, wall)
+    step = dice.range(0.05, 0.085)
+    for gy in np.arange(top + 0.03, 1, step * 1.3).tolist():
+      for gx in np.arange(x + 0.02, x + width - step * 0.6, step).tolist():
         if dice.chance(0.75):
-          _polygon(image, [(gx, gy), (gx + 0.55 * step, gy), (gx + 0.55 * step, gy + 0.8 * step), (gx, gy + 0.8 * step)], dice.choice(glass))
+          _box(image, gx, gy, gx + 0.55 * step, gy + 0.8 * step, dice.choice(glass))
     x += width * dice.range(0.9, 1.2)
 
 
@@ -134,11 +141,13 @@ def _writing(image: np.ndarray, dice: Dice) -> None:
   ink = _color(dice)
   y = dice.range(0, 0.1)
   while y < 1:
-    height, x = dice.range(0.03, 0.09), dice.range(-0.05, 0.1)
+    height, x = dice.range(0.05, 0.11), dice.range(-0.05, 0.1)
+    letters = []
     while x < 1:
-      strokes = np.array([[dice.unit(), dice.unit()] for _ in range(int(dice.range(3, 6)))]) * (0.6 * height, height) + (x, y)
-      cv2.polylines(image, [_fixed(strokes)], False, ink, max(1, round(height * 0.13 * SIDE)), cv2.LINE_AA, _SHIFT)
+      strokes = [(x + 0.6 * height * dice.unit(), y + height * dice.unit()) for _ in range(int(dice.range(3, 6)))]
+      letters.append(_fixed(strokes))
       x += height * (0.75 if dice.chance(0.82) else 1.6)
+    cv2.polylines(image, letters, False, ink, max(1, round(height * 0.13 * SIDE)), cv2.LINE_AA, _SHIFT)
     y += height * dice.range(1.4, 2.2)
 
 
@@ -165,9 +174,12 @@ def draw_backdrop(dice: Dice) -> np.ndarray:
       kind(image, dice)
     if dice.chance(0.35):
       blur = dice.range(0.015, 0.03)
-  image = cv2.GaussianBlur(image, (0, 0), blur * SIDE)
+  reach = 2 * int(2.2 * blur * SIDE + 0.5) + 1
+  image = cv2.GaussianBlur(image, (reach, reach), blur * SIDE)
   offset, depth = int(dice.range(0, tiles.SIDE - SIDE)), dice.range(0, 0.16)
   cloud = tiles.clouds()[offset : offset + SIDE, offset : offset + SIDE]
-  grade = 1 + depth * cloud
-  planes = np.stack(cv2.split(image)).astype(np.float32) * np.float32(1 / 255)
-  return np.square(planes) * grade * np.float32(dice.range(0.55, 1.1))
+  exposure = dice.range(0.55, 1.1) / 255**2
+  planes = np.stack(cv2.split(image)).astype(np.float32)
+  planes *= planes
+  planes *= np.float32(exposure) * (1 + np.float32(depth) * cloud)
+  return planes

@@ -5,7 +5,7 @@ import numpy as np
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, clip, Patch, curve, ellipse, ribbon, within
+from .canvas import Canvas, Patch, clip, curve, ellipse, ribbon, within
 from .head import Head
 from .lighting import Relief
 from .scene import Scene

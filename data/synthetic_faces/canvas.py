@@ -117,7 +117,8 @@ def halved(image: np.ndarray, times: int) -> np.ndarray:
 class Ink:
   """Small opaque strokes, four samples a pixel each way, inside one box of a canvas: many parts for the price of one patch.
 
-  Like ink, what is drawn later replaces what is below. `shade` collects soft shadows, laid over the ink at the end.
+  Points are in the ink's own units (OpenCV's fixed point): `points` converts, `length` converts lengths. Like ink, what is
+  drawn later replaces what is below. `shade` collects soft shadows, laid over the ink at the end.
   """
 
   SCALE = 4
@@ -130,49 +131,59 @@ class Ink:
     self._ink = np.zeros((*shape, 4), np.uint8)
     self._shade = np.zeros(shape, np.uint8)
     self._label = np.zeros(shape, np.uint8)
+    self._unit = canvas.size * self.SCALE << FRACTION_BITS
 
-  def _fixed(self, outlines: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return fixed_point(outlines, self._box[0], self._box[1], self._canvas.size, self.SCALE)
+  def points(self, picture: np.ndarray) -> np.ndarray:
+    """Picture units -> float32, the ink's units."""
+    x0, y0, _, _ = self._box
+    half = (1 << FRACTION_BITS) / 2 - 0.5
+    origin = np.array([(x0 * self.SCALE << FRACTION_BITS) + half, (y0 * self.SCALE << FRACTION_BITS) + half], np.float32)
+    return (picture * self._unit).astype(np.float32) - origin
+
+  def length(self, picture: float) -> float:
+    """A length in picture units -> the ink's units."""
+    return picture * self._unit
 
   @staticmethod
-  def _value(color: np.ndarray, opacity: float) -> tuple[float, ...]:
-    return (*(min(255.0 * opacity, 255.0 * opacity * max(c, 0.0) ** 0.5) for c in np.asarray(color).tolist()), 255.0 * opacity)
+  def _value(color, opacity: float) -> tuple[float, ...]:
+    red, green, blue = map(float, color)
+    full = 255.0 * opacity
+    return full * min(max(red, 0.0), 1.0) ** 0.5, full * min(max(green, 0.0), 1.0) ** 0.5, full * min(max(blue, 0.0), 1.0) ** 0.5, full
 
-  def fill(self, outline: np.ndarray, color: np.ndarray, opacity: float = 1.0, label: int = 0) -> None:
+  def fill(self, outline: np.ndarray, color, opacity: float = 1.0, label: int = 0) -> None:
     """Fills a polygon; `label` 0 leaves the label below."""
-    fixed = self._fixed([outline])
+    fixed = [outline.astype(np.int32)]
     cv2.fillPoly(self._ink, fixed, self._value(color, opacity), 0, FRACTION_BITS)
     if label:
       cv2.fillPoly(self._label, fixed, label, 0, FRACTION_BITS)
 
-  def strokes(self, lines: Sequence[np.ndarray], width: float, color: np.ndarray, opacity: float = 1.0) -> None:
-    """Draws open lines with a round pen, `width` in picture units."""
-    thickness = max(1, round(width * self._canvas.size * self.SCALE))
-    cv2.polylines(self._ink, self._fixed(lines), False, self._value(color, opacity), thickness, cv2.LINE_8, FRACTION_BITS)
-
-  def mark(self, outline: np.ndarray, label: int) -> None:
-    """Labels a polygon and draws nothing."""
-    cv2.fillPoly(self._label, self._fixed([outline]), label, 0, FRACTION_BITS)
+  def strokes(self, lines: np.ndarray, width: float, color, opacity: float = 1.0) -> None:
+    """Draws open lines [N, points, 2] with a round pen."""
+    thickness = max(1, round(width / (1 << FRACTION_BITS)))
+    cv2.polylines(self._ink, list(lines.astype(np.int32, order='C')), False, self._value(color, opacity), thickness, 8, FRACTION_BITS)
 
   def shade(self, outline: np.ndarray, strength: float) -> None:
     """Darkens a polygon by `strength` in [0, 1], softly."""
-    cv2.fillPoly(self._shade, self._fixed([outline]), 255.0 * strength, 0, FRACTION_BITS)
+    cv2.fillPoly(self._shade, [outline.astype(np.int32)], 255.0 * strength, 0, FRACTION_BITS)
+
+  def shade_line(self, line: np.ndarray, width: float, strength: float) -> None:
+    """Darkens a line by `strength` in [0, 1], softly."""
+    thickness = max(1, round(width / (1 << FRACTION_BITS)))
+    cv2.polylines(self._shade, [line.astype(np.int32)], False, 255.0 * strength, thickness, 8, FRACTION_BITS)
 
   def keep_inside(self, outline: np.ndarray) -> None:
-    """Wipes away the ink that lies outside `outline` in the box round everything in `outline` and its surroundings."""
-    (fixed,) = self._fixed([outline])
-    one = 1 << FRACTION_BITS
-    (x0, y0), (x1, y1) = (fixed.min(0) // one).tolist(), (fixed.max(0) // one).tolist()
+    """Wipes away the ink outside `outline`, in a box about three times its size."""
+    fixed = outline.astype(np.int32)
+    (x0, y0), (x1, y1) = (fixed.min(0) >> FRACTION_BITS).tolist(), (fixed.max(0) >> FRACTION_BITS).tolist()
     reach = (y1 - y0) + (x1 - x0) // 2
-    rows, columns = slice(max(y0 - reach, 0), y1 + reach), slice(max(x0 - reach, 0), x1 + reach)
-    inside = np.zeros(self._label[rows, columns].shape, np.uint8)
-    cv2.fillPoly(inside, [fixed - np.array([columns.start * one, rows.start * one], np.int32)], 255, 0, FRACTION_BITS)
-    region = self._ink[rows, columns]
-    cv2.bitwise_and(region, region, dst=(kept := np.zeros_like(region)), mask=inside)
-    region[:] = kept
+    left, top = max(x0 - reach, 0), max(y0 - reach, 0)
+    region = self._ink[top : y1 + reach, left : x1 + reach]
+    inside = np.zeros(region.shape[:2], np.uint8)
+    cv2.fillPoly(inside, [fixed - np.array([left << FRACTION_BITS, top << FRACTION_BITS], np.int32)], 255, 0, FRACTION_BITS)
+    region[...] = cv2.bitwise_and(region, region, mask=inside)
 
   def apply(self, tint: np.ndarray, blur: float) -> None:
-    """Lays everything on the canvas; shadows multiply the colour by `tint` [3] where they are full."""
+    """Lays everything on the canvas; shadows, blurred by `blur` picture units, multiply the colour by `tint` [3] where full."""
     canvas, (x0, y0, x1, y1) = self._canvas, self._box
     here = canvas.color[:, y0:y1, x0:x1]
     ink = cv2.split(halved(self._ink, 2))
@@ -204,6 +215,15 @@ class Canvas:
     image = np.zeros(((y1 - y0) * scale, (x1 - x0) * scale), np.uint8)
     cv2.fillPoly(image, fixed_point(outlines, x0, y0, size, scale), 255, 0, FRACTION_BITS)
     return Patch(slice(y0, y1), slice(x0, x1), halved(image, halvings) * np.float32(1 / 255))
+
+  def strokes(self, lines: Sequence[np.ndarray], width: float) -> Patch:
+    """Cover of open lines drawn with a round pen, `width` in picture units, at least a pixel."""
+    size = self.size
+    x0, y0, x1, y1 = box_of(lines, size, margin=width)
+    image = np.zeros((y1 - y0, x1 - x0), np.uint8)
+    thickness = max(1, round(width * size))
+    cv2.polylines(image, fixed_point(lines, x0, y0, size, 1), False, 255, thickness, cv2.LINE_AA, FRACTION_BITS)
+    return Patch(slice(y0, y1), slice(x0, x1), image * np.float32(min(width * size, 1) / 255))
 
   def paint(self, patch: Patch, color: np.ndarray, label: int | None = None, opacity: np.ndarray | float = 1.0) -> None:
     """Lays `color` ([3] or [3, h, w]) over the patch; where it covers half a pixel or more, that pixel takes `label`."""

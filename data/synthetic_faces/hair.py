@@ -1,12 +1,14 @@
 """Hair: its outline, the strands that follow it, and the shapes it adds to the light."""
 
+import math
+
 import cv2
 import numpy as np
 
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, clip, Patch, curve, smoothstep
+from .canvas import Canvas, Patch, clip, curve, smoothstep
 from .head import Head
 from .lighting import Relief
 from .scene import LONG_STYLES, Scene
@@ -21,7 +23,7 @@ def covers_ears(scene: Scene) -> bool:
 
 
 class Hair:
-  """Outlines of one head's hair, in picture units; `back` is behind neck and shoulders, `front` over the face's edge.
+  """One head's hair. `outline` and `opening`, the gap for the face, in picture units.
 
   `jitter` uniform [64] makes the edges uneven.
   """
@@ -33,11 +35,17 @@ class Hair:
     volume = {'buzz': 0.02, 'short': 0.09, 'receding': 0.06, 'afro': 0.42, 'curly': 0.26, 'updo': 0.10}.get(style, 0.12) + 0.6 * (hair.volume - 0.1) * (style not in ('buzz',))
     self.volume = volume
     # The skull lies behind the face, so it moves less when the head turns.
-    self.x = -0.08 * np.sin(yaw)
-    self.y = -0.36 + 0.25 * np.sin(scene.pose.pitch)
-    self.half_width = 1.02 * np.sqrt(1 + 0.5 * np.sin(yaw) ** 2) * scene.shape.cranium + 0.75 * volume
+    self.x = -0.08 * math.sin(yaw)
+    self.y = -0.36 + 0.25 * math.sin(scene.pose.pitch)
+    self.half_width = 1.02 * math.sqrt(1 + 0.5 * math.sin(yaw) ** 2) * scene.shape.cranium + 0.75 * volume
     self.height = 1.29 + volume
     self.opening = self._opening()
+    end = hair.length if style in LONG_STYLES else {'afro': 0.7}.get(style, 0.22)
+    # None for a bald head.
+    self.outline = None if style == 'bald' else self._silhouette(end)
+    # Whether there is hair to be seen behind the neck.
+    self.hangs = style in (*LONG_STYLES, 'afro')
+    self._woven = None
 
   def _screen(self, points: np.ndarray) -> np.ndarray:
     """Head units on the screen plane -> picture units."""
@@ -49,10 +57,14 @@ class Hair:
   def profile(self, y: np.ndarray) -> np.ndarray:
     """Half-width of the hair at screen height y, head units; the strands follow its shape."""
     hair = self._scene.hair
-    top = np.sqrt(np.maximum(1 - np.square(np.minimum(y - self.y, 0) / self.height), 1e-4))
+    over = clip((self.y - y) * (1 / self.height), 0, 1)
+    top = np.sqrt(np.maximum(1 - over * over * np.sqrt(over), 1e-4))
     below = np.maximum(y - self.y, 0)
     flare = {'bob': 0.10, 'long': 0.10, 'wavy': 0.20, 'curly': 0.34, 'afro': -0.05}.get(hair.style, 0.0)
-    if hair.style == 'bob':
+    if hair.style not in _COVERS_EARS:
+      # Cut short, hair lies close to the sides of the head.
+      tuck = (0.02 - 0.75 * self.volume) * smoothstep(-0.5, 0.5, below)
+    elif hair.style == 'bob':
       tuck = -0.16 * smoothstep(0.5 * hair.length, hair.length, y)
     else:
       tuck = 0.0
@@ -96,15 +108,18 @@ class Hair:
     left = side * (-1, 1) + np.concatenate([shift, 0 * shift], 1)
     return np.concatenate([hairline, self._screen(right), self._screen(left[::-1])])
 
-  def _silhouette(self, end: float, drop_left: float = 0.0) -> np.ndarray:
+  def _silhouette(self, end: float) -> np.ndarray:
     """Outer edge from the lower left over the crown to the lower right, uneven, closed along the bottom."""
     hair = self._scene.hair
     t = np.linspace(0, 1, 25)
-    ys = np.concatenate([self.y - self.height * np.cos(t[:12] * np.pi / 2 / t[11]), np.linspace(self.y, end, 14)[1:]])
+    ys = np.concatenate([self.y - self.height * np.cos(t[:12] * np.pi / 2 / t[11]), self.y + (end - self.y) * np.sin(np.linspace(0, np.pi / 2, 14)[1:])])
     widths = self.profile(ys)
     widths[0] = 0
     rough = {'curly': 0.075, 'afro': 0.07, 'wavy': 0.03, 'short': 0.035, 'fringe': 0.025}.get(hair.style, 0.012)
-    noise = rough * (self._jitter - 0.5) * 2
+    noise = rough * (self._jitter - 0.5) * min(2.0, 1.2 * (end - self.y))
+    # Hair that ends within the picture ends round.
+    turn = min({'afro': 0.55, 'curly': 0.45, 'wavy': 0.3}.get(hair.style, 0.16), 0.6 * (end - self.y))
+    widths = widths - 0.7 * turn * (1 - np.sqrt(np.maximum(1 - np.square(np.maximum(ys - end + turn, 0) / turn), 0)))
     n = len(ys)
     wave = hair.wave * 1.2 * np.sin(5.2 * ys + 6 * hair.offset)
     right = np.stack([self.x + widths + noise[:n] * (widths > 0.3) + wave * (ys > 0), ys - noise[:n] * (widths <= 0.8)], 1)
@@ -112,24 +127,6 @@ class Hair:
     left[0] = right[0]
     left[-1, 1] += 0.1 * (self._jitter[60] - 0.5)
     return self._screen(curve(np.concatenate([left[::-1], right[1:]]), 3))
-
-  def back(self) -> np.ndarray | None:
-    """Outline of what hangs or stands behind the neck; None where nothing does."""
-    hair = self._scene.hair
-    if hair.style in LONG_STYLES:
-      return self._silhouette(hair.length)
-    if hair.style == 'afro':
-      return self._silhouette(0.75)
-    return None
-
-  def front(self) -> np.ndarray | None:
-    """Outline of the hair over the head, with `opening` still to be cut out; None for a bald head."""
-    hair = self._scene.hair
-    if hair.style == 'bald':
-      return None
-    if hair.style in LONG_STYLES:
-      return self._silhouette(hair.length)
-    return self._silhouette(0.55 if hair.style == 'afro' else 0.34)
 
   def bun(self) -> np.ndarray | None:
     """Outline of an updo's knot."""
@@ -140,63 +137,84 @@ class Hair:
     center = (self.x + 0.3 * self._scene.hair.parting, self.y - self.height - 0.12)
     return self._screen(curve(np.stack([center[0] + radius * np.cos(angle), center[1] + 0.8 * radius * np.sin(angle)], 1), 3, True))
 
-  def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray, outline: np.ndarray, cut: bool) -> None:
-    """Adds the hair's dome to the shapes that are lit. px, py: picture units of the grid."""
+  def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray, outline: np.ndarray, behind: bool) -> None:
+    """Adds the hair inside `outline`, with the opening for the face or `behind` it, to the shapes that are lit.
+
+    px, py: picture units of the grid's half-resolution cells.
+    """
     u, v = self._head.head_units(px, py)
     mask = relief.mask(outline)
-    if cut:
-      mask &= ~relief.mask(self.opening)
-    width = self.profile(v)
-    across = clip((u - self.x) / width, -1, 1)
-    over = clip((v - self.y) / self.height, -1, 0)
-    round_ = np.sqrt(np.maximum(1 - across**2 - over**2, 0.015))
-    depth = (1.25 * round_ - 0.05) if cut else (0.9 * round_ - 1.1)
+    if not behind:
+      mask &= 1 - relief.mask(self.opening)
+    across = clip((u - self.x) / self.profile(v), -1, 1)
+    over = clip((v - self.y) * (1 / self.height), -1, 0)
+    dome = np.sqrt(np.maximum(1 - across * across - over * over, 0.015))
     wave = tiles.sample(tiles.clouds, u * 0.35 + self._scene.hair.offset, v * 0.12)
-    relief.add(mask, depth.astype(np.float32), bump=0.02 * wave, flatten=0.85)
+    relief.add(mask, 0.9 * dome - 1.1 if behind else 1.25 * dome - 0.05, bump=0.02 * wave, flatten=0.85)
 
-  def paint(self, canvas: Canvas, outline: np.ndarray, cut: bool, light_x: float, dim: float = 1.0) -> Patch:
-    """Strands over the outline, `opening` cut out where `cut`; `dim` darkens hair that lies behind."""
-    scene, hair = self._scene, self._scene.hair
+  def paint_behind(self, canvas: Canvas, outline: np.ndarray) -> None:
+    """Hair inside `outline` that lies behind neck or head, in their shade."""
+    patch, color, _ = self._strands(canvas, outline)
+    canvas.paint(patch, 0.6 * color, _HAIR)
+
+  def paint_front(self, canvas: Canvas) -> Patch:
+    """Hair over head and face, with the opening for the face -> its patch."""
+    whole, color, texture = self._strands(canvas, self.outline)
+    patch = self._parted(canvas, whole, texture)
+    canvas.paint(patch, color, _HAIR)
+    return patch
+
+  def _strands(self, canvas: Canvas, outline: np.ndarray) -> tuple[Patch, np.ndarray, np.ndarray]:
+    """The outline's patch, the colour [3, h, w] of the strands in it, and their texture [h, w] of deviation 1."""
+    # Hair that hangs is seen twice, behind the neck and before the face.
+    if outline is self.outline and self._woven is not None:
+      return self._woven
+    hair, size = self._scene.hair, canvas.size
     patch = canvas.cover(outline)
-    if cut:
-      opening = canvas.cover(self.opening)
-      cover = patch.cover.copy()
-      rows = slice(max(patch.rows.start, opening.rows.start), min(patch.rows.stop, opening.rows.stop))
-      columns = slice(max(patch.columns.start, opening.columns.start), min(patch.columns.stop, opening.columns.stop))
-      if rows.start < rows.stop and columns.start < columns.stop:
-        cover[rows.start - patch.rows.start : rows.stop - patch.rows.start, columns.start - patch.columns.start : columns.stop - patch.columns.start] *= (
-          1 - opening.cover[rows.start - opening.rows.start : rows.stop - opening.rows.start, columns.start - opening.columns.start : columns.stop - opening.columns.start])
-      patch = Patch(patch.rows, patch.columns, cover)
-    size = canvas.size
     px = (np.arange(patch.columns.start, patch.columns.stop, dtype=np.float32) + 0.5) / size
     py = (np.arange(patch.rows.start, patch.rows.stop, dtype=np.float32) + 0.5) / size
     u, v = self._head.head_units(px[None], py[:, None])
     width = self.profile(v)
+    across = (u - self.x) / width
     if hair.style in ('afro', 'curly'):
       scale = 0.42 if hair.style == 'afro' else 0.30
-      texture = tiles.sample(tiles.curls, u * scale + hair.offset, v * scale)
-      texture = 0.75 * texture + 0.35 * tiles.sample(tiles.clouds, u * 0.4, v * 0.4 + hair.offset)
+      texture = 0.75 * tiles.sample(tiles.curls, u * scale + hair.offset, v * scale)
+      texture += 0.35 * tiles.sample(tiles.clouds, u * 0.4, v * 0.4 + hair.offset)
       contrast, gleam = 0.42, 0.12
     else:
-      part = hair.parting * (hair.style not in ('buzz', 'updo'))
-      wave = hair.wave * np.sin(5.2 * v + 2.0 * u + 6 * hair.offset) * smoothstep(-0.3, 0.8, v)
-      across = (u - self.x + wave) / width
+      run = across
+      if hair.wave > 0.02:
+        run = run + hair.wave * np.sin(5.2 * v + 2.0 * u + 6 * hair.offset) * smoothstep(-0.3, 0.8, v) / width
       # Strands start from the parting and spread out to the sides.
-      top = clip((self.y + 0.2 - v) / self.height, 0, 1)
-      across = across - part * top * (1 - across * across)
+      part = hair.parting * (hair.style not in ('buzz', 'updo'))
+      run = run - part * clip((self.y + 0.2 - v) * (1 / self.height), 0, 1) * (1 - across * across)
       coarse = {'short': 0.55, 'fringe': 0.6}.get(hair.style, 0.75)
-      texture = tiles.sample(tiles.strands, (across * coarse + hair.offset).astype(np.float32), (v * 0.16 + hair.offset).astype(np.float32))
+      texture = tiles.sample(tiles.strands, run * coarse + hair.offset, v * 0.16 + hair.offset)
       contrast, gleam = (0.14, 0.1) if hair.style == 'buzz' else (0.30, hair.shine)
-    tone = np.exp(contrast * texture)
     # The ring of light that strands, being cylinders, show across their run.
-    ring = (v - self.y) / self.height + 0.42 - 0.10 * texture + 0.25 * np.square((u - self.x) / width)
-    band = np.exp(-np.square(ring * 4.5)) * gleam
-    color = hair.color[:, None, None] * (tone * dim) + (0.30 * hair.color + 0.035)[:, None, None] * (band * dim * (0.6 + 0.4 * clip(texture + 1, 0, 2)))
-    opacity = 1.0
+    ring = ((v - self.y) * (1 / self.height) + 0.42 + 0.25 * across * across - 0.10 * texture) * 4.5
+    band = gleam * np.exp(-ring * ring) * (0.6 + 0.4 * clip(texture + 1, 0, 2))
+    tone = np.exp(contrast * texture)
+    color = np.empty((3, *tone.shape), np.float32)
+    for plane, base in zip(color, hair.color.tolist(), strict=True):
+      np.add(base * tone, (0.30 * base + 0.035) * band, out=plane)
     if hair.style == 'buzz':
-      opacity = clip(0.62 + 0.10 * texture, 0, 1)
-    canvas.paint(patch, color, _HAIR, opacity=opacity)
-    return patch
+      color += (self._scene.skin.color[:, None, None] - color) * clip(0.36 - 0.10 * texture, 0, 1)
+    woven = patch, color, texture
+    if outline is self.outline:
+      self._woven = woven
+    return woven
+
+  def _parted(self, canvas: Canvas, patch: Patch, texture: np.ndarray) -> Patch:
+    """The patch without the opening; along its edge some strands reach further than others."""
+    whole = canvas.cover(self.opening)
+    gap = np.zeros((canvas.size, canvas.size), np.float32)
+    gap[whole.rows, whole.columns] = whole.cover
+    reach = 2 * int(0.014 * canvas.size + 0.5) + 1
+    soft = cv2.blur(gap, (reach, reach), borderType=cv2.BORDER_REPLICATE)[patch.rows, patch.columns]
+    strength = 0.06 if self._scene.hair.style in ('buzz', 'afro', 'curly') else 0.13
+    kept = clip(0.5 + (0.5 - soft + strength * texture) * (0.55 * reach), 0, 1)
+    return Patch(patch.rows, patch.columns, patch.cover * kept)
 
   def stray(self, canvas: Canvas, jitter: np.ndarray) -> None:
     """Single hairs off the silhouette, so that it is not cut with scissors. `jitter` uniform [N, 4]."""

@@ -17,12 +17,12 @@ from .scene import Features, Pose, Shape
 GRID = 144
 
 _TABLE_Y = np.linspace(-1.9, 2.1, 256, dtype=np.float32)
-_RELIEF_X = np.linspace(-1.15, 1.15, 93, dtype=np.float32)
-_RELIEF_Y = np.linspace(-1.45, 1.85, 133, dtype=np.float32)
+_RELIEF_X = np.linspace(-1.15, 1.15, 77, dtype=np.float32)
+_RELIEF_Y = np.linspace(-1.45, 1.85, 111, dtype=np.float32)
 _RELIEF_STEP = float(_RELIEF_X[1] - _RELIEF_X[0])
-_CROWN_Y = -1.62
+_CROWN_Y = -1.56
 # The relief is searched from its highest to its lowest level; between two levels the crossing is interpolated.
-_LEVELS = np.array([0.46, 0.38, 0.30, 0.22, 0.15, 0.08, 0.02, -0.06, -0.16], np.float32)
+_LEVELS = (0.46, 0.37, 0.28, 0.20, 0.12, 0.05, -0.03, -0.16)
 
 
 @functools.cache
@@ -46,8 +46,11 @@ def gaussians(terms: list[tuple[float, float, float, float, float]], x: np.ndarr
 
 
 class Head:
-  """Geometry of one head in one pose. `depth`, `x`, `y` are float32 [GRID, GRID]: the visible surface point of each pixel
-  of the grid in head coordinates (`depth` along the view), meaningful inside `outline()`."""
+  """Geometry of one head in one pose.
+
+  `depth`, `x`, `y` are float32 [rows, columns]: the visible surface point of each cell of the grid inside the box (`rows`,
+  `columns`), in head coordinates (`depth` along the view), meaningful inside `outline()`.
+  """
 
   def __init__(self, shape: Shape, features: Features, pose: Pose):
     self.pose = pose
@@ -67,7 +70,7 @@ class Head:
     front = [1.06, 1.14, 1.12, 1.14, 1.18, 1.17, 1.14, 1.1]
     depth = [1.3, 1.3, 1.22, 1.15, 1.06, 0.86, 0.62, 0.5]
     width, front, depth = (_smoothing(knots) @ np.array([width, front, depth], np.float32).T).T
-    top = clip((-0.35 - _TABLE_Y) / (-0.35 - _CROWN_Y), 0, 1) ** 2.2
+    top = clip((-0.35 - _TABLE_Y) / (-0.35 - _CROWN_Y), 0, 1) ** 2.5
     bottom = clip((_TABLE_Y - 0.9) / (chin_y - 0.9), 0, 1) ** 2.6
     closing = np.sqrt(np.maximum((1 - top) * (1 - bottom), 1e-6))
     return width * closing, depth * closing, front - depth
@@ -100,6 +103,11 @@ class Head:
       (1 - u) * relief[i + 1, j] + u * relief[i + 1, j + 1])  # fmt: skip
     return self.project(x, y, z)
 
+  def foreshortened(self, points: np.ndarray) -> np.ndarray:
+    """Offsets (x, y) [N, 2] on a plate that faces forward from the head -> offsets on the screen, in head units."""
+    z = np.zeros(len(points), np.float32)
+    return (self.project(points[:, 0], points[:, 1], z) - self.project(z[:1], z[:1], z[:1])) * (1 / self.pose.scale)
+
   def around(self, angle: np.ndarray, y: np.ndarray, radius: float | np.ndarray = 1.0, clamp: bool = True) -> np.ndarray:
     """Points at `angle` round the vertical axis (0 is the front), `radius` sections out -> picture units [N, 2].
 
@@ -127,7 +135,12 @@ class Head:
 
   def _intersect(self) -> None:
     (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
-    u, v = self.head_units(*_grid(GRID // 2))
+    outline = self.outline()
+    (left, top), (right, bottom) = ((corner * (GRID / 2)).astype(int).tolist() for corner in (outline.min(0), outline.max(0)))
+    # In half cells of the grid: the bare head is smooth, only its relief needs them all.
+    left, top, right, bottom = max(left - 1, 0), max(top - 1, 0), min(right + 2, GRID // 2), min(bottom + 2, GRID // 2)
+    self.rows, self.columns = slice(2 * top, 2 * bottom), slice(2 * left, 2 * right)
+    u, v = self.head_units(*(plane[top:bottom, left:right] for plane in _grid(GRID // 2)))
     table = np.stack([self.width, self.half_depth, self.center_z, self.center_z], axis=-1)[None]
     zero = np.zeros_like(u)
     along = np.sqrt(np.maximum(1.5 - u * u - 0.45 * v * v, 0.05))
@@ -143,20 +156,20 @@ class Head:
       z = center + depth * (p * a + q * b) / reach
       along = z * cos_yaw - x * sin_yaw
     depth = y * sin_pitch + along * cos_pitch
-    # The bare head is smooth: half the cells are enough for it, its relief needs them all.
-    bare = cv2.resize(cv2.merge([x, y, depth]), (GRID, GRID), interpolation=cv2.INTER_LINEAR)
-    x, y, _ = cv2.split(bare)
+    shape = (2 * (right - left), 2 * (bottom - top))
+    bare = cv2.resize(cv2.merge([x, y, depth, depth]), shape, interpolation=cv2.INTER_LINEAR)
+    x, y, _, _ = cv2.split(bare)
     relief = self._at_surface(self._relief, x, y)
     # A point raised by d along z appears this many grid cells away from where it would lie unraised.
     du, dv = sin_yaw, -cos_yaw * sin_pitch
     cells = self.pose.scale * GRID
-    shift = (np.array([du * cos_roll - dv * sin_roll, du * sin_roll + dv * cos_roll]) * cells).astype(np.float32)
+    shift = (du * cos_roll - dv * sin_roll) * cells, (du * sin_roll + dv * cos_roll) * cells
     lift = self._march(relief, shift)
-    columns = np.arange(GRID, dtype=np.float32)
-    moved = cv2.remap(
-      bare, columns - lift * shift[0], columns[:, None] - lift * shift[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    columns, rows = np.arange(shape[0], dtype=np.float32), np.arange(shape[1], dtype=np.float32)[:, None]
+    bare = cv2.remap(
+      bare, columns - lift * shift[0], rows - lift * shift[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    self.x, self.y, depth = cv2.split(moved)
+    self.x, self.y, depth, _ = cv2.split(bare)
     self.depth = depth + lift * np.float32(cos_yaw * cos_pitch)
 
   @staticmethod
@@ -168,18 +181,18 @@ class Head:
     )
 
   def over_face(self, terms: list[tuple[float, float, float, float, float]]) -> np.ndarray:
-    """A pattern of Gaussians in face coordinates, seen on the grid -> float32 [GRID, GRID]."""
+    """A pattern of Gaussians in face coordinates, seen on the head's box of the grid -> float32 [rows, columns]."""
     return self._at_surface(gaussians(terms, _RELIEF_X, _RELIEF_Y), self.x, self.y)
 
   @staticmethod
-  def _march(relief: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Highest d with relief(p - d * shift) >= d, for each pixel p of the grid."""
+  def _march(relief: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
+    """Highest d with relief(p - d * shift) >= d, for each pixel p of the box."""
     lift = np.full_like(relief, _LEVELS[-1])
     found = np.zeros(relief.shape, bool)
     outside, upper = None, _LEVELS[0]
     for level in _LEVELS:
       move = np.array([[1, 0, level * shift[0]], [0, 1, level * shift[1]]], np.float32)
-      inside = cv2.warpAffine(relief, move, (GRID, GRID), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) - level
+      inside = cv2.warpAffine(relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) - level
       hit = (inside >= 0) & ~found
       # Linear crossing between the level above, still outside the surface, and this one, inside it.
       share = 0 if outside is None else inside / (inside - outside + 1e-9)
@@ -196,11 +209,11 @@ def _relief_terms(shape: Shape, f: Features) -> list[tuple[float, float, float, 
   gape = f.gape
   return [
     # nose: root, bridge, tip, wings, and the hollow where it meets the cheeks
-    (0.55 * f.nose_bridge, 0, 0.085, 0.0, 0.17),
-    (0.9 * f.nose_bridge, 0, 0.095, 0.27, 0.16),
-    (0.42 * f.nose_tip, 0, 0.17, nose - 0.10, 0.17),
-    (0.66 * f.nose_tip, 0, 0.115, nose - 0.03, 0.095),
-    (0.085, 0.68 * f.nose_width, 0.07, nose + 0.01, 0.075),
+    (0.55 * f.nose_bridge, 0, 0.095, -0.02, 0.18),
+    (0.85 * f.nose_bridge, 0, 0.110, 0.25, 0.17),
+    (0.44 * f.nose_tip, 0, 0.185, nose - 0.12, 0.17),
+    (0.60 * f.nose_tip, 0, 0.125, nose - 0.035, 0.10),
+    (0.105, 0.72 * f.nose_width, 0.085, nose + 0.015, 0.075),
     (-0.03, 1.25 * f.nose_width, 0.06, nose + 0.03, 0.09),
     # brow ridge, glabella, eye sockets, eyeballs and the fold of the upper lid
     (shape.brow_ridge, eye - 0.02, 0.24, f.brow_y + 0.02, 0.085),

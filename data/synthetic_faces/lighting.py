@@ -3,75 +3,89 @@
 import cv2
 import numpy as np
 
-from .head import GRID
 from .canvas import clip
+from .head import GRID, Head
 from .scene import Light
 
-_HALF = GRID // 2
+# All shapes but the face are smooth, and so are shadows: half the grid is enough for them.
+HALF = GRID // 2
 # How far, in head units, a shadow is searched for along the light.
-_SHADOW_STEPS = (0.07, 0.13, 0.20, 0.29, 0.40, 0.55, 0.75, 1.0)
+_SHADOW_STEPS = (0.07, 0.14, 0.22, 0.34, 0.50, 0.72, 1.0)
 _FAR = -3.0
 
 
 class Relief:
-  """Depth [GRID, GRID] and normals [3, GRID, GRID] of the frontmost shapes; `spacing` is head units a grid cell.
+  """Normals and depth of the frontmost shapes, float32 [GRID, GRID, 4]: x, y, z, depth; `spacing` is head units a cell.
 
   Shapes are laid over each other as a painter would: the last one wins, whatever its depth.
   """
 
   def __init__(self, spacing: float):
     self.spacing = spacing
-    self.depth = np.full((GRID, GRID), _FAR, np.float32)
-    self.normal = np.zeros((3, GRID, GRID), np.float32)
-    self.normal[2] = 1
+    self.surface = np.zeros((GRID, GRID, 4), np.float32)
+    self.surface[...] = (0, 0, 1, _FAR)
 
-  def mask(self, *outlines: np.ndarray) -> np.ndarray:
-    """Cells inside the polygons (picture units), bool [GRID, GRID]."""
+  @staticmethod
+  def mask(*outlines: np.ndarray) -> np.ndarray:
+    """Cells inside the polygons (picture units), uint8 [GRID, GRID], 0 or 1."""
     cells = np.zeros((GRID, GRID), np.uint8)
-    cv2.fillPoly(cells, [np.rint((o * GRID - 0.5) * 16).astype(np.int32) for o in outlines], 1, 0, 4)
-    return cells.view(bool)
+    cv2.fillPoly(cells, [((o * GRID - 0.5) * 16 + 0.5).astype(np.int32) for o in outlines], 1, 0, 4)
+    return cells
 
   def add(self, mask: np.ndarray, depth: np.ndarray, bump: np.ndarray | None = None, flatten: float = 1.0) -> None:
-    """Lays a shape over the others; `bump` moves the surface for its normals only, `flatten` < 1 softens them."""
-    surface = depth if bump is None else depth + bump
-    scale = -flatten / (8 * self.spacing)
-    nx = cv2.Sobel(surface, cv2.CV_32F, 1, 0, scale=scale)
-    ny = cv2.Sobel(surface, cv2.CV_32F, 0, 1, scale=scale)
-    nz = 1 / np.sqrt(nx * nx + ny * ny + 1)
-    nx *= nz
-    ny *= nz
-    for plane, value in zip(self.normal, (nx, ny, nz), strict=True):
-      np.copyto(plane, value, where=mask)
-    np.copyto(self.depth, depth, where=mask)
+    """Lays a shape over the others; `depth` [HALF, HALF]. `bump` moves the surface for its normals only; `flatten` < 1
+    softens them."""
+    shape = _with_normals(depth, bump, flatten, 2 * self.spacing)
+    cv2.copyTo(cv2.resize(shape, (GRID, GRID), interpolation=cv2.INTER_LINEAR), mask, self.surface)
+
+  def add_head(self, head: Head) -> None:
+    """Lays the head over the others, at the grid's full resolution."""
+    shape = _with_normals(head.depth, None, 1.0, self.spacing)
+    # A soft edge: a hard one would show as a chain of dark and light cells along the jaw.
+    mask = np.zeros((GRID, GRID), np.uint8)
+    cv2.fillPoly(mask, [((head.outline() * GRID - 0.5) * 16 + 0.5).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cover = mask[head.rows, head.columns] * np.float32(1 / 255)
+    here = self.surface[head.rows, head.columns]
+    # With nothing behind, the head's own normals go on past its outline, so that no rim is lit as if it faced the camera.
+    cover[here[..., 3] < _FAR + 0.5] = 1
+    here[:] = cv2.blendLinear(shape, here, cover, 1 - cover)
 
 
-def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Irradiance [3, GRID, GRID], highlight [GRID, GRID] in [0, 1] before any material, and occlusion [GRID, GRID].
+def _with_normals(depth: np.ndarray, bump: np.ndarray | None, flatten: float, spacing: float) -> np.ndarray:
+  surface = depth if bump is None else depth + bump
+  scale = -flatten / (8 * spacing)
+  nx = cv2.Sobel(surface, cv2.CV_32F, 1, 0, scale=scale)
+  ny = cv2.Sobel(surface, cv2.CV_32F, 0, 1, scale=scale)
+  nz = 1 / np.sqrt(nx * nx + ny * ny + 1)
+  return cv2.merge([nx * nz, ny * nz, nz, depth])
+
+
+def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Irradiance [3, GRID, GRID], and the highlight [GRID, GRID] in [0, 1] before any material.
 
   `softness` float32 [3]: how far light of each colour wraps round the terminator (skin lets red through).
   """
-  nx, ny, nz = relief.normal
+  # Shapes meet in hard steps of the grid; real edges are rounder than that.
+  nx, ny, nz, depth = cv2.split(cv2.blur(relief.surface, (2, 2)))
   lx, ly, lz = (float(c) for c in light.toward)
   facing = nx * lx + ny * ly + nz * lz
-  depth = cv2.resize(relief.depth, (_HALF, _HALF), interpolation=cv2.INTER_AREA)
-  shadow = _shadow(depth, light.toward, 2 * relief.spacing)
-  occlusion = _occlusion(depth)
-  shadow, occlusion = (cv2.resize(m, (GRID, GRID), interpolation=cv2.INTER_LINEAR) for m in (shadow, occlusion))
+  depth = cv2.resize(depth, (HALF, HALF), interpolation=cv2.INTER_AREA)
+  both = cv2.merge([_shadow(depth, light.toward, 2 * relief.spacing), _occlusion(depth)])
+  shadow, occlusion = cv2.split(cv2.resize(both, (GRID, GRID), interpolation=cv2.INTER_LINEAR))
   up = 0.5 - 0.5 * ny
   ambient = occlusion * (0.55 + 0.45 * nz)
   lit = np.empty((3, GRID, GRID), np.float32)
-  for c in range(3):
-    wrap = float(softness[c])
-    diffuse = np.maximum((facing + wrap) * (1 / (1 + wrap)), 0)
+  for plane, wrap, key, sky, ground in zip(lit, softness.tolist(), *(c.tolist() for c in (light.key, light.sky, light.ground)), strict=True):
+    np.maximum((facing + wrap) * (1 / (1 + wrap)), 0, out=plane)
     # Blood under the skin lets a little red into the shadow's edge.
-    lit[c] = diffuse * (light.key[c] * (1 - (1 - 0.5 * wrap) * (1 - shadow)))
-    lit[c] += ambient * (light.ground[c] + (light.sky[c] - light.ground[c]) * up)
+    plane *= key * 0.5 * wrap + (key * (1 - 0.5 * wrap)) * shadow
+    plane += ambient * (ground + (sky - ground) * up)
   half = np.array([lx, ly, lz + 1])
   half = (half / np.linalg.norm(half)).tolist()
   shine = np.maximum(nx * half[0] + ny * half[1] + nz * half[2], 0)
   for _ in range(4):
     shine *= shine
-  return lit, shine * shadow, occlusion
+  return lit, shine * shadow
 
 
 def _shadow(depth: np.ndarray, toward: np.ndarray, spacing: float) -> np.ndarray:

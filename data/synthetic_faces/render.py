@@ -10,14 +10,17 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from . import face, tiles
+from . import tiles
 from .backdrop import draw_backdrop
 from .body import Body
 from .canvas import Canvas
+from .features import paint_features
 from .hair import Hair, covers_ears
 from .head import GRID, Head
-from .lighting import Relief, illuminate
+from .lighting import HALF, Relief, illuminate
+from .makeup import Makeup
 from .scene import Dice, Scene, draw_scene
+from .skin import paint_ear, paint_skin
 from .wear import Hat, paint_earring, paint_glasses
 
 
@@ -43,86 +46,95 @@ def render(seed: int, index: int, *, size: int = 144, makeup: bool = False) -> F
   rng = np.random.default_rng([seed, index])
   scene = draw_scene(rng)
   backdrop = draw_backdrop(Dice(rng))
-  jitter = rng.random((160, 4), np.float32)
-  canvas = Canvas(size)
-  head = Head(scene.shape, scene.features, scene.pose)
-  lit, gloss = _paint(canvas, head, scene, jitter, makeup)
-  image = _develop(canvas, scene, backdrop, lit, gloss, jitter)
-  return Face(image, canvas.label, scene.makeup.parameters())
+  stage = _Stage(scene, scene.makeup if makeup else None, size, rng.random((160, 4), np.float32))
+  stage.paint_behind()
+  stage.paint_head()
+  stage.paint_worn()
+  return Face(_develop(stage, backdrop), stage.canvas.label, scene.makeup.parameters())
 
 
-def _paint(canvas: Canvas, head: Head, scene: Scene, jitter: np.ndarray, made_up: bool) -> tuple[np.ndarray, np.ndarray]:
-  """Paints all layers, back to front -> irradiance [3, S, S] and highlight [S, S]."""
-  makeup = scene.makeup if made_up else None
-  px, py = _grid_centers()
-  relief = Relief(1 / (scene.pose.scale * GRID))
-  hair, body = Hair(head, scene, jitter[:64, 0]), Body(head, scene)
-  hat = Hat(head, scene) if scene.wear.hat else None
-  shine = np.zeros((canvas.size, canvas.size), np.float32)
+class _Stage:
+  """One picture in the making: its layers are painted, and their shapes raised for the light, back to front."""
 
-  if hat:
-    hat.paint_back(canvas)
-  back, front, bun = hair.back(), hair.front(), hair.bun()
-  if back is not None:
-    hair.raise_relief(relief, px, py, back, cut=False)
-    hair.paint(canvas, back, cut=False, light_x=0, dim=0.6)
-  if bun is not None and not hat:
-    hair.raise_relief(relief, px, py, bun, cut=False)
-    hair.paint(canvas, bun, cut=False, light_x=0, dim=0.85)
-  body.raise_relief(relief, px, py)
-  body.paint(canvas)
+  def __init__(self, scene: Scene, makeup: Makeup | None, size: int, jitter: np.ndarray):
+    self.scene, self.makeup, self.jitter = scene, makeup, jitter
+    self.canvas = Canvas(size)
+    self.head = Head(scene.shape, scene.features, scene.pose)
+    self.hair = Hair(self.head, scene, jitter[:64, 0])
+    self.hat = Hat(self.head, scene) if scene.wear.hat else None
+    self.relief = Relief(1 / (scene.pose.scale * GRID))
+    # How much of a highlight each pixel's material shows.
+    self.shine = np.zeros((size, size), np.float32)
+    # The side of the head that an ear is on (+1: the subject's left) turns away when the face turns to that side.
+    self.near_ears = [side for side in (1, -1) if side * scene.pose.yaw < 0.10]
+    self.ears = {}
 
-  yaw = scene.pose.yaw
-  # The subject's left ear (+1) turns away when the face turns to the picture's right.
-  near = [side for side in (1, -1) if side * yaw < 0.10]
-  ears = {side: face.paint_ear(canvas, head, scene, side) for side in (1, -1) if side not in near}
-  for outline, _ in ears.values():
-    relief.add(relief.mask(outline), head.depth * 0 - 0.1)
-  head_mask = relief.mask(head.outline())
-  relief.add(head_mask, head.depth)
-  skin = face.paint_skin(canvas, head, scene, makeup)
-  shine[skin.rows, skin.columns] += 0.16 * scene.skin.shine * skin.cover
-  brows = face.paint_brows(canvas, head, scene, makeup, jitter[64:104, :3])
-  nose = face.paint_nose(canvas, head, scene)
-  eyes = face.paint_eyes(canvas, head, scene, makeup, nose)
-  lips = face.paint_mouth(canvas, head, scene, makeup)
-  gloss = 0.16 + (0.5 * makeup.lip_gloss if makeup else 0.0)
-  shine[lips.rows, lips.columns] += gloss * lips.cover
+  def paint_behind(self) -> None:
+    """All that the head hides: brim, hanging hair, a bun, neck and clothes, the far ear."""
+    canvas, relief, hair = self.canvas, self.relief, self.hair
+    if self.hat:
+      self.hat.paint_back(canvas)
+    bun = None if self.hat else hair.bun()
+    for outline in (hair.outline if hair.hangs else None, bun):
+      if outline is not None:
+        hair.raise_relief(relief, *_grid_centers(), outline, behind=True)
+        hair.paint_behind(canvas, outline)
+    body = Body(self.head, self.scene)
+    body.raise_relief(relief, *_grid_centers())
+    body.paint(canvas)
+    for side in (1, -1):
+      if side not in self.near_ears:
+        self._paint_ear(side, depth=-0.1)
 
-  hidden = covers_ears(scene)
-  if not hidden and front is not None:
-    _hair_front(canvas, relief, hair, front, px, py, shine)
-  for side in near:
-    ears[side] = face.paint_ear(canvas, head, scene, side)
-    relief.add(relief.mask(ears[side][0]), head.depth * 0 + 0.25, flatten=0)
-  front_hair = _hair_front(canvas, relief, hair, front, px, py, shine) if hidden else None
-  if front is not None and scene.hair.style != 'buzz' and not hat:
-    hair.stray(canvas, jitter[104:130])
-  if scene.wear.earrings:
-    for side in near if abs(yaw) > 0.12 else (1, -1):
-      paint_earring(canvas, head, scene, ears[side][0], front_hair if scene.wear.earrings == 'stud' else None)
-  if scene.wear.glasses:
-    paint_glasses(canvas, head, scene, [*eyes, *brows])
-  if hat:
-    hat.raise_relief(relief, px, py)
-    hat.paint(canvas)
+  def paint_head(self) -> None:
+    """Skin, features, hair and ears, in the order in which this hair style needs the last two."""
+    canvas, head, scene, makeup = self.canvas, self.head, self.scene, self.makeup
+    self.relief.add_head(head)
+    skin = paint_skin(canvas, head, scene, makeup)
+    self.shine[skin.rows, skin.columns] += 0.16 * scene.skin.shine * skin.cover
+    lips = canvas.cover(paint_features(canvas, head, scene, makeup, self.jitter[64:104, :3]))
+    gloss = 0.16 + (0.5 * makeup.lip_gloss if makeup else 0.0)
+    self.shine[lips.rows, lips.columns] += gloss * lips.cover
+    over_ears = covers_ears(scene)
+    if not over_ears:
+      self._paint_hair()
+    for side in self.near_ears:
+      self._paint_ear(side, depth=0.25)
+    if over_ears:
+      self._paint_hair()
 
-  softness = np.array([0.34, 0.16, 0.12]) if scene.skin.color[0] > 0.1 else np.array([0.25, 0.16, 0.14])
-  lit, highlight, occlusion = illuminate(relief, scene.light, softness)
-  lit, highlight = _to_size(lit, canvas.size), _to_size(highlight[None], canvas.size)[0]
-  return lit, highlight * shine
+  def paint_worn(self) -> None:
+    """Earrings, glasses, hat."""
+    canvas, scene = self.canvas, self.scene
+    if scene.wear.earrings:
+      # A stud shows only where the ear does.
+      sides = self.near_ears if abs(scene.pose.yaw) > 0.12 else (1, -1)
+      for side in sides if not (scene.wear.earrings == 'stud' and covers_ears(scene)) else ():
+        paint_earring(canvas, self.head, scene, self.ears[side])
+    if scene.wear.glasses:
+      paint_glasses(canvas, self.head, scene)
+    if self.hat:
+      self.hat.raise_relief(self.relief, *_grid_centers())
+      self.hat.paint(canvas)
 
+  def _paint_ear(self, side: int, depth: float) -> None:
+    self.ears[side] = outline = paint_ear(self.canvas, self.head, self.scene, side)
+    self.relief.add(self.relief.mask(outline), np.full((HALF, HALF), depth, np.float32))
 
-def _hair_front(canvas, relief, hair, front, px, py, shine):
-  hair.raise_relief(relief, px, py, front, cut=True)
-  patch = hair.paint(canvas, front, cut=True, light_x=0)
-  shine[patch.rows, patch.columns] *= 1 - patch.cover
-  return patch
+  def _paint_hair(self) -> None:
+    hair = self.hair
+    if hair.outline is None:
+      return
+    hair.raise_relief(self.relief, *_grid_centers(), hair.outline, behind=False)
+    patch = hair.paint_front(self.canvas)
+    self.shine[patch.rows, patch.columns] *= 1 - patch.cover
+    if self.scene.hair.style != 'buzz' and not self.hat:
+      hair.stray(self.canvas, self.jitter[104:130])
 
 
 @functools.cache
 def _grid_centers() -> tuple[np.ndarray, np.ndarray]:
-  centers = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
+  centers = (np.arange(HALF, dtype=np.float32) + 0.5) / HALF
   return tuple(np.meshgrid(centers, centers))
 
 
@@ -133,20 +145,29 @@ def _to_size(planes: np.ndarray, size: int) -> np.ndarray:
   return np.stack([cv2.resize(p, (size, size), interpolation=kernel) for p in planes])
 
 
-def _develop(canvas: Canvas, scene: Scene, backdrop: np.ndarray, lit: np.ndarray, gloss: np.ndarray, jitter: np.ndarray) -> np.ndarray:
+def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
   """Light times colour over the background, through the camera -> uint8 [S, S, 3]."""
-  camera, size = scene.camera, canvas.size
-  image = canvas.color * lit + gloss * scene.light.key[:, None, None]
+  canvas, scene, size = stage.canvas, stage.scene, stage.canvas.size
+  camera = scene.camera
+  # Dark skin lets less light through, and less of it red.
+  softness = np.array([0.34, 0.16, 0.12] if scene.skin.color[0] > 0.1 else [0.25, 0.16, 0.14])
+  lit, highlight = illuminate(stage.relief, scene.light, softness)
+  gloss = _to_size(highlight[None], size)[0] * stage.shine
+  image = canvas.color * _to_size(lit, size)
+  image += gloss * scene.light.key[:, None, None]
   # A shoulder instead of clipping: highlights on light skin keep their form.
-  image = np.where(image > 0.6, 1 - 0.4 * np.exp((0.6 - image) * 2.5), image)
+  over = np.maximum(image - 0.6, 0)
+  image = np.minimum(image, 0.6) + over / (1 + 2.5 * over)
   ground = _to_size(backdrop, size)
   image = ground + (image - ground) * canvas.solid
   image *= _vignette(size, round(camera.vignette, 2)) * camera.balance[:, None, None]
   sigma = camera.blur * size
-  image = np.sqrt(np.clip(image, 0, 1))
+  image = np.sqrt(np.minimum(np.maximum(image, 0), 1))
   image = cv2.merge(list(image))
-  image = cv2.GaussianBlur(image, (0, 0), sigma)
-  image += _noise(size, jitter) * np.float32(camera.noise)
+  reach = 2 * int(2.5 * sigma + 0.5) + 1
+  image = cv2.GaussianBlur(image, (reach, reach), sigma)
+  y, x = (stage.jitter[140, :2] * tiles.SIDE).astype(int).tolist()
+  image += _noise(size)[y : y + size, x : x + size] * np.float32(camera.noise)
   return cv2.convertScaleAbs(np.maximum(image, 0), alpha=255)
 
 
@@ -156,14 +177,9 @@ def _vignette(size: int, strength: float) -> np.ndarray:
   return 1 - np.float32(strength) * 0.5 * (at[:, None] ** 2 + at**2)
 
 
-def _noise(size: int, jitter: np.ndarray) -> np.ndarray:
-  """Sensor noise, float32 [S, S, 3], deviation 1: the shared tile at places of the picture's own."""
-  tile = _noise_tile(size)
-  places = (jitter[140:143, :2] * tiles.SIDE).astype(int)
-  return np.stack([tile[y : y + size, x : x + size] for y, x in places], axis=-1)
-
-
 @functools.lru_cache(4)
-def _noise_tile(size: int) -> np.ndarray:
+def _noise(size: int) -> np.ndarray:
+  """Sensor noise of deviation 1, float32 [size + SIDE, size + SIDE, 3], to be cut from."""
   repeats = -(-(size + tiles.SIDE) // tiles.SIDE)
-  return np.tile(tiles.grain(), (repeats, repeats))
+  tile = np.tile(tiles.grain(), (repeats, repeats))
+  return np.stack([tile, np.roll(tile, (71, 113), (0, 1)), np.roll(tile, (149, 37), (0, 1))], axis=-1)

@@ -18,7 +18,7 @@ LONG_STYLES = ('bob', 'long', 'wavy', 'curly')
 HATS = ('beanie', 'cap', 'brim', 'bandana')
 
 _SKIN_TONES = np.stack(
-  [srgb(*c) for c in [(250, 222, 206), (240, 200, 176), (226, 178, 146), (204, 148, 112), (168, 112, 80), (124, 80, 56), (84, 54, 40)]]
+  [srgb(*c) for c in [(244, 213, 196), (236, 195, 170), (226, 178, 146), (204, 148, 112), (168, 112, 80), (124, 80, 56), (84, 54, 40)]]
 )  # fmt: skip
 _HAIR_COLORS = [
   (22, 18, 18), (30, 23, 21), (44, 30, 24), (62, 42, 30), (88, 60, 40), (122, 86, 54), (176, 136, 84), (216, 184, 128),
@@ -263,7 +263,7 @@ def _light(dice: Dice) -> Light:
   key = np.array([1 + warmth, 1.0, 1 - warmth]) * (0.62 + 0.62 * hardness)
   sky = np.array([1 - warmth, 1.0, 1 + warmth]) * (0.78 - 0.52 * hardness)
   ground = np.array([1.08, 1.0, 0.90]) * (0.42 - 0.26 * hardness)
-  exposure = dice.range(0.88, 1.14)
+  exposure = dice.range(0.84, 1.08)
   return Light(toward.astype(np.float32), *((c * exposure).astype(np.float32) for c in (key, sky, ground)))
 
 
@@ -276,7 +276,7 @@ def _shape(dice: Dice, softness: float, age: float) -> Shape:
     jaw=dice.bell(0.90 - 0.10 * softness, 0.035),
     chin=dice.bell(0.58 - 0.12 * softness, 0.05),
     chin_y=dice.bell(1.62 - 0.06 * softness, 0.055),
-    neck=dice.bell(0.74 - 0.18 * softness, 0.03),
+    neck=dice.bell(0.71 - 0.19 * softness, 0.03),
     cheekbone=dice.range(0.02, 0.09),
     brow_ridge=dice.range(0.02, 0.05) + 0.06 * (1 - softness),
     socket=dice.range(0.09, 0.17),
@@ -289,16 +289,16 @@ def _features(dice: Dice, softness: float, age: float) -> Features:
   fullness = dice.bell(1.0 + 0.15 * softness - 0.2 * age, 0.16)
   return Features(
     eye_x=dice.bell(0.455, 0.014),
-    eye_width=dice.bell(0.228, 0.012),
-    eye_open=max(dice.bell(0.082 + 0.014 * softness, 0.013), 0.05) * (0.88 if smiling else 1.0),
+    eye_width=dice.bell(0.240, 0.012),
+    eye_open=max(dice.bell(0.088 + 0.018 * softness, 0.013), 0.055) * (0.88 if smiling else 1.0),
     eye_tilt=dice.bell(0.05, 0.05),
     eye_fold=dice.unit(),
     lash=0.35 + 0.5 * softness + dice.bell(0, 0.08),
     iris=np.clip(srgb(*_IRIS_COLORS[int(dice.unit() ** 1.6 * len(_IRIS_COLORS))]) * dice.range(0.7, 1.4), 0, 1),
-    iris_radius=dice.bell(0.094, 0.003),
+    iris_radius=dice.bell(0.100, 0.003),
     gaze=(dice.bell(0, 0.03), dice.bell(0, 0.012)),
     brow_y=dice.bell(-0.275 - 0.02 * softness, 0.025),
-    brow_thick=max(dice.bell(0.090 - 0.026 * softness, 0.013), 0.045),
+    brow_thick=max(dice.bell(0.100 - 0.028 * softness, 0.013), 0.055),
     brow_arch=dice.bell(0.03 + 0.03 * softness, 0.02),
     brow_tilt=dice.bell(0.0, 0.02),
     brow_density=dice.range(0.55, 0.95),
@@ -309,13 +309,13 @@ def _features(dice: Dice, softness: float, age: float) -> Features:
     nose_tilt=dice.bell(0.0, 0.03),
     mouth_y=dice.bell(1.02, 0.02),
     mouth_width=dice.bell(0.375, 0.022) * (1.13 if smiling else 1.0),
-    upper_lip=max(0.076 * fullness, 0.035) * (0.85 if smiling else 1.0),
-    lower_lip=max(0.112 * fullness, 0.05),
+    upper_lip=max(0.090 * fullness, 0.035) * (0.85 if smiling else 1.0),
+    lower_lip=max(0.128 * fullness, 0.05),
     cupid=dice.range(0.2, 1.0),
     smile=dice.range(0.35, 1.0) if smiling else dice.bell(0.0, 0.15),
     gape=gape,
-    ear_size=dice.bell(0.36, 0.03),
-    ear_out=dice.range(0.3, 0.75),
+    ear_size=dice.bell(0.33, 0.03),
+    ear_out=dice.range(0.15, 0.6),
   )
 
 
@@ -324,7 +324,7 @@ def _skin(dice: Dice, softness: float, age: float, tone: float) -> Skin:
   low = min(int(at), len(_SKIN_TONES) - 2)
   color = _SKIN_TONES[low] + (at - low) * (_SKIN_TONES[low + 1] - _SKIN_TONES[low])
   color = color * np.array([1 + dice.bell(0, 0.03), 1, 1 + dice.bell(0, 0.07)], np.float32)
-  lip = color * np.array([0.84, 0.52, 0.55]) + np.array([0.04, 0.0, 0.008]) * dice.range(0.2, 1.2)
+  lip = 0.72 * color * np.array([0.74, 0.34, 0.38]) + srgb(166, 62, 70) * dice.range(0.10, 0.34) * (1 - 0.45 * tone)
   hairy = softness < 0.45
   beard = dice.choice(['full', 'full', 'goatee', 'moustache']) if hairy and dice.chance(0.3) else ''
   return Skin(
@@ -358,7 +358,7 @@ def _hair(dice: Dice, softness: float, age: float, tone: float) -> Hair:
   return Hair(
     style=style,
     color=(color * dice.range(0.85, 1.2)).astype(np.float32),
-    line=dice.bell(-0.86, 0.05) - (0.3 if style == 'receding' else 0.0),
+    line=dice.bell(-1.08, 0.06) - (0.16 if style == 'receding' else 0.0),
     temple=dice.range(0.0, 0.12) + 0.05 * (1 - softness),
     parting=dice.choice([-0.45, -0.3, 0.0, 0.3, 0.45]) + dice.bell(0, 0.05),
     volume=dice.range(0.05, 0.16),

@@ -1,16 +1,19 @@
 """What is worn on the head: glasses, hats, earrings."""
 
+import math
+
 import numpy as np
 
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, clip, Patch, curve, ellipse, ribbon, within, without
+from .canvas import Canvas, clip, curve, ellipse, ribbon, within
 from .head import Head
 from .lighting import Relief
 from .scene import Scene
 
 _GLASSES, _HAT, _EARRING = labels.index('eye_g'), labels.index('hat'), labels.index('ear_r')
+_SEEN_THROUGH = np.array([name in ('l_eye', 'r_eye', 'l_brow', 'r_brow') for name in labels.CLASSES])
 
 # Half a lens's outline about its middle, in head units.
 _LENSES = {
@@ -24,8 +27,8 @@ _LENSES['rimless'] = [(x, 0.85 * y) for x, y in _LENSES['square']]
 _RIM = {'rimless': 0.012, 'aviator': 0.022, 'round': 0.035, 'square': 0.05, 'cat': 0.06, 'sun': 0.07}
 
 
-def paint_glasses(canvas: Canvas, head: Head, scene: Scene, seen_through: list[Patch]) -> None:
-  """Frame and lenses. What lies in `seen_through` (eyes, brows) keeps its label behind clear lenses, not behind dark ones."""
+def paint_glasses(canvas: Canvas, head: Head, scene: Scene) -> None:
+  """Frame and lenses. Eyes and brows keep their labels behind clear lenses, as in CelebAMask-HQ, not behind dark ones."""
   wear, features, scale = scene.wear, scene.features, head.pose.scale
   clear = wear.lens_opacity < 0.5
   rim = _RIM[wear.glasses] * scale
@@ -54,19 +57,16 @@ def paint_glasses(canvas: Canvas, head: Head, scene: Scene, seen_through: list[P
   # The far arm is hidden behind the face when the head turns.
   turn = scene.pose.yaw
   arms = {1: (1 if turn > 0.06 else None), 3: (3 if turn < -0.06 else None)}
+  frame = np.zeros(canvas.label.shape, bool)
   for i, line in enumerate(rims):
     if i in arms and arms[i] is not None:
       continue
     shape_cover = canvas.cover(ribbon(line, rim))
     canvas.paint(shape_cover, wear.glasses_color, _GLASSES)
+    frame[shape_cover.rows, shape_cover.columns] |= shape_cover.cover >= 0.5
     canvas.paint(canvas.cover(ribbon(line + (-0.1 * rim, -0.22 * rim), 0.3 * rim)), wear.glasses_color * 2 + 0.10, opacity=0.5)
   if clear:
-    for patch in seen_through:
-      here, below = canvas.label[patch.rows, patch.columns], labels_below[patch.rows, patch.columns]
-      frame = np.zeros(patch.cover.shape, bool)
-      for line in rims:
-        frame |= within(Patch(patch.rows, patch.columns, np.ones_like(patch.cover)), canvas.cover(ribbon(line, rim))).cover >= 0.5
-      np.copyto(here, below, where=(patch.cover >= 0.5) & ~frame)
+    np.copyto(canvas.label, labels_below, where=_SEEN_THROUGH[labels_below] & ~frame)
 
 
 class Hat:
@@ -96,7 +96,7 @@ class Hat:
       self.brim = np.concatenate([self._ring(turn * 1.12, y + 0.10, 1.75), self._ring(turn * 1.12, y - 0.02, 1.08)[::-1]])
     elif self.kind == 'cap':
       fan = np.linspace(-1.0, 1.0, 17)
-      visor = self._ring(fan, y + 0.16, 1.10 + 0.62 * np.cos(fan * 1.35))
+      visor = self._ring(fan, y + 0.10 + 0.20 * np.cos(fan * 1.35), 1.10 + 0.55 * np.cos(fan * 1.35))
       self.brim = np.concatenate([visor, self._ring(fan, y, 1.09)[::-1]])
 
   def _ring(self, angle: np.ndarray, y: np.ndarray | float, radius: np.ndarray | float) -> np.ndarray:
@@ -105,7 +105,7 @@ class Hat:
   def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray) -> None:
     """Adds crown and brim to the shapes that are lit."""
     u, v = self._head.head_units(px, py)
-    x, y = 0.1 * np.sin(self._scene.pose.yaw), self._band_y + 0.05
+    x, y = 0.1 * math.sin(self._scene.pose.yaw), self._band_y + 0.05
     round_ = np.sqrt(np.maximum(1 - np.square((u - x) / 1.25) - np.square(np.minimum(v - y, 0) / 1.3), 0.02))
     ribs = 0.012 * np.sin(30 * u) if self.kind == 'beanie' else 0.03 * tiles.sample(tiles.clouds, u * 0.3, v * 0.3)
     relief.add(relief.mask(self.crown), (1.4 * round_ - 0.05).astype(np.float32), bump=ribs.astype(np.float32))
@@ -157,7 +157,7 @@ class Hat:
       canvas.shade(within(canvas.cover(ribbon(self._lower[6:-6], 0.05 * scale)), brim), 0.55, 0.7)
 
 
-def paint_earring(canvas: Canvas, head: Head, scene: Scene, ear: np.ndarray, hidden_by: Patch | None) -> None:
+def paint_earring(canvas: Canvas, head: Head, scene: Scene, ear: np.ndarray) -> None:
   """An earring at the lobe of an ear with the given outline."""
   wear, scale = scene.wear, head.pose.scale
   lobe = ear[ear[:, 1].argmax()] - (0, 0.05 * scale)
@@ -177,5 +177,4 @@ def paint_earring(canvas: Canvas, head: Head, scene: Scene, ear: np.ndarray, hid
       ([dot(-0.025, 0.28, 0.025, 0.04)], np.full(3, 1.7)),
     ]
   for outlines, color in parts:
-    patch = canvas.cover(*outlines)
-    canvas.paint(without(patch, hidden_by) if hidden_by else patch, color, _EARRING)
+    canvas.paint(canvas.cover(*outlines), color, _EARRING)

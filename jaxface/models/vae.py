@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from jaxface.conv import max_pool2x2
 from jaxface.errors import UserError
-from jaxface.layers import BatchNorm, Conv3x3, ConvTranspose3x3, Dtype
+from jaxface.layers import BatchNormElu, Conv3x3, ConvTranspose3x3, Dtype
 
 SAMPLINGS = ('gaussian', 'reference')
 
@@ -90,10 +90,11 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """[B, s, s, C] -> [B, s, s, width], or with `up` [B, 2s, 2s, width], or with `odd` too one pixel more."""
     if self.up:
-      x = ConvTranspose3x3(self.width, self.odd, self.dtype, name='conv')(x)
+      conv = ConvTranspose3x3(self.width, self.odd, self.dtype, name='conv')
     else:
-      x = Conv3x3(self.width, self.dtype, name='conv')(x)
-    return nn.elu(BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='norm')(x, train=train))
+      conv = Conv3x3(self.width, self.dtype, name='conv')
+    x, shift = conv.parts(x)
+    return BatchNormElu(axis_name=self.axis_name, dtype=self.dtype, name='norm')(x, train=train, shift=shift)
 
 
 class Encoder(nn.Module):

@@ -50,4 +50,4 @@ def gradients(
     gradient = jax.tree.map(lambda leaf: leaf / accumulate_steps, total)
     metrics = jax.tree.map(lambda leaf: leaf.mean(0), stacked)
   gradient = mean_over_devices(gradient, axis_name)
-  return gradient, model_state, {**metrics, 'grad_norm': optax.global_norm(gradient)}
+  return gradient, model_state, {**metrics, 'grad_norm': optax.tree.norm(gradient)}

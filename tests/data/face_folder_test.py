@@ -231,6 +231,16 @@ def test_label_maps_that_pair_with_no_picture(tmp_path):
     build(tmp_path, labels=tmp_path / 'labels')
 
 
+def test_only_pngs_are_label_maps(tmp_path):
+  write_set(tmp_path, ['a.png'])
+  pictures.write_picture(tmp_path / 'labels' / 'a.jpg', label_map())
+  with pytest.raises(UserError, match='no PNGs in this folder'):
+    build(tmp_path, labels=tmp_path / 'labels')
+  pictures.write_picture(tmp_path / 'labels' / 'a.png', label_map())
+  Image.fromarray(picture(0)).save(tmp_path / 'labels' / 'a.webp')
+  assert list(records(build(tmp_path, labels=tmp_path / 'labels'))['train']) == ['a.png']
+
+
 def test_label_maps_inside_the_source_are_no_pictures(tmp_path):
   write_set(tmp_path, ['a.png'])
   pictures.write_picture(tmp_path / 'images' / 'labels' / 'a.png', label_map())
