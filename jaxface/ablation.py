@@ -13,7 +13,8 @@ from jaxface.train import train
 from jaxface.workdir import write_atomically
 
 # Toledo & Antonelo 2021, CelebA's test split, read off the charts of the public repository. What its "l2" column holds
-# exceeds l1, so it fits a root mean squared error and is compared with `rmse`. Which background the authors measured on is not known.
+# exceeds l1, so it fits a root mean squared error and is compared with `rmse`. Which background the authors measured on
+# is not known.
 PUBLISHED: dict[str, Metrics] = {
   variant: dict(zip(('ssim', 'ms_ssim', 'lpips', 'vif', 'l1', 'rmse'), values, strict=True))
   for variant, values in {
@@ -126,7 +127,9 @@ def ablation(
     for variant, metrics in measured.items()
   }
   if not all(results.values()):
-    raise UserError('the ablation compares faces on the true background and this dataset has no label maps; prepare it with --labels')
+    raise UserError(
+      'the ablation compares faces on the true background and this dataset has no label maps; prepare it with --labels'
+    )
   claims = judge(results)
   text = '\n'.join(
     [
@@ -138,5 +141,7 @@ def ablation(
   )
   print('\n' + text)
   write_atomically(workdir / 'table.txt', text + '\n')
-  write_atomically(workdir / 'ablation.json', json.dumps({'measured': results, 'published': PUBLISHED, 'claims': claims}, indent=2))
+  write_atomically(
+    workdir / 'ablation.json', json.dumps({'measured': results, 'published': PUBLISHED, 'claims': claims}, indent=2)
+  )
   return results

@@ -1,4 +1,4 @@
-"""Augmentation on the device, inside the jitted step, on dm-pix: one draw for a picture and everything that goes with it.
+"""Augmentation on the device, inside the jitted step, on dm-pix: one draw for a picture and all that goes with it.
 
 Pictures are float [0, 1], label maps int, masks float [0, 1]; B rows each, every row with a random key of its own.
 """

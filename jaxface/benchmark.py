@@ -1,4 +1,4 @@
-"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; SSIM against dm-pix.
+"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; SSIM.
 
 Every row says what is timed. Compilation is left out and given by itself; the clock stops when the results are there.
 """
@@ -114,7 +114,7 @@ def _train_row(config: ConfigDict, mode: str, devices: Sequence[jax.Device], fee
     batch = _random_batch(config, engine, config.batch_size)
     del batch['weight']
     fixed = engine.put_stacked([batch] * steps)
-    next_batch = lambda: fixed  # noqa: E731
+    next_batch = lambda: fixed
   else:
     dataset = open_split(config, engine, config.data.train_split)
     options = {'batch_size': config.batch_size, 'seed': config.seed, 'next_batch': 0, 'process': (0, 1)}
@@ -123,7 +123,7 @@ def _train_row(config: ConfigDict, mode: str, devices: Sequence[jax.Device], fee
       stream = input_pipeline.ResidentBatches(dataset, **options)
     else:
       stream = input_pipeline.TrainBatches(dataset, workers=config.data.workers, **options)
-    next_batch = lambda: engine.put_stacked([next(stream) for _ in range(steps)])  # noqa: E731
+    next_batch = lambda: engine.put_stacked([next(stream) for _ in range(steps)])
 
   began = time.perf_counter()
   compiled = engine.train_step.lower(state, next_batch(), engine.dataset).compile()
@@ -254,13 +254,16 @@ def _say(row: Row) -> None:
 
 
 def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | None, seconds: float) -> list[Row]:
-  """Measures `only` these parts (all by default), each row for about `seconds`; prints rows and writes JSON to `out`."""
+  """Measures `only` these parts (default all), each row for about `seconds`; prints rows and writes JSON to `out`."""
   parts = tuple(only or PARTS)
   unknown = [part for part in parts if part not in PARTS]
   if unknown:
     raise UserError(f'unknown part {unknown[0]!r}; choose from {", ".join(PARTS)}')
   device = jax.devices()[0]
-  print(f'{len(jax.devices())} x {device.device_kind} ({jax.default_backend()}), jax {jax.__version__}; compilation is not timed')
+  print(
+    f'{len(jax.devices())} x {device.device_kind} ({jax.default_backend()}), jax {jax.__version__}; '
+    'compilation is not timed'
+  )
   rows = []
   for row in _rows(config, parts, seconds):
     _say(row)
@@ -268,7 +271,11 @@ def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | Non
   if out is not None:
     about = environment()
     # Where it ran on whose machine is not part of a result.
-    report = {'environment': {k: v for k, v in about.items() if k != 'command'}, 'config': config.to_dict(), 'rows': rows}
+    report = {
+      'environment': {k: v for k, v in about.items() if k != 'command'},
+      'config': config.to_dict(),
+      'rows': rows,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(report, indent=2) + '\n')
     print(f'written: {out}')

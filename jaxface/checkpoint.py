@@ -34,7 +34,9 @@ def _disk_errors_are_the_users(folder: Path) -> Iterator[None]:
 class Checkpoints:
   """The checkpoints of one workdir. Use as a context manager: leaving it waits for what is being written."""
 
-  def __init__(self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1, best_is: str = 'lowest', read_only: bool = False):
+  def __init__(
+    self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1, best_is: str = 'lowest', read_only: bool = False
+  ):
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(max(keep_last, 1))]
     if keep_best:
@@ -75,7 +77,9 @@ class Checkpoints:
     choose = min if self._best_is == 'lowest' else max
     return choose(scored, key=lambda c: c.metrics[_BEST]).step if scored else None
 
-  def save(self, step: int, state: TrainState, next_batch: int, fingerprint: str | None, score: float | None = None) -> None:
+  def save(
+    self, step: int, state: TrainState, next_batch: int, fingerprint: str | None, score: float | None = None
+  ) -> None:
     """Copies the state off the devices and writes it in the background.
 
     `fingerprint` names the data the run is bound to (None: any); `score` is what 'best' goes by.

@@ -7,13 +7,17 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxface.errors import UserError
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 # Modules are imported inside the commands: `jaxface --help` should not wait for JAX.
 
 
-def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ml_collections.ConfigDict':  # noqa: F821
+def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ConfigDict':
   """Reads `experiments/vae.py:variant` and applies `--config.key=value`, by ml_collections' own flag parser."""
   from absl import flags
   from ml_collections import config_flags
@@ -96,7 +100,7 @@ def _ablation(args: argparse.Namespace) -> None:
   from jaxface.ablation import ablation
 
   variants = None if args.variants is None else args.variants.split(',')
-  make_config = lambda variant: load_config(f'{args.config}:{variant}{args.flags}', args.overrides)  # noqa: E731
+  make_config = lambda variant: load_config(f'{args.config}:{variant}{args.flags}', args.overrides)
   ablation(make_config, args.workdir, variants=variants, data_dir=args.data_dir, split=args.split)
 
 
@@ -112,7 +116,7 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
   from jaxface.convert.command import convert
 
-  make_config = lambda variant: load_config(f'{args.config}:{variant}', args.overrides)  # noqa: E731
+  make_config = lambda variant: load_config(f'{args.config}:{variant}', args.overrides)
   convert(args.system, args.file, args.workdir, image_size=args.image_size, make_config=make_config)
 
 
@@ -123,7 +127,8 @@ def _add_workdir(parser: argparse.ArgumentParser, several: bool = False) -> None
   parser.add_argument('--checkpoint', default='best', help="'best' (by validation), 'latest' or a step; default best")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """All commands and their options."""
   parser = argparse.ArgumentParser(prog='jaxface', description=__doc__.partition('\n')[0])
   parser.add_argument('--version', action='store_true', help='print versions and devices, and leave')
   commands = parser.add_subparsers(metavar='COMMAND')
@@ -139,15 +144,23 @@ def _parser() -> argparse.ArgumentParser:
 
   sub = command('train', _train, 'train a system, or go on with a run')
   sub.set_defaults(takes_overrides=True)
-  sub.add_argument('--config', help='FILE:VARIANT, such as experiments/vae.py:mask_ssim_l2; --config.key=value changes a key')
+  sub.add_argument(
+    '--config', help='FILE:VARIANT, such as experiments/vae.py:mask_ssim_l2; --config.key=value changes a key'
+  )
   sub.add_argument('--workdir', type=Path, required=True, help='folder of the run; an existing one is gone on with')
-  sub.add_argument('--data-dir', type=Path, help='where prepared datasets lie; default $TFDS_DATA_DIR or ~/tensorflow_datasets')
+  sub.add_argument(
+    '--data-dir', type=Path, help='where prepared datasets lie; default $TFDS_DATA_DIR or ~/tensorflow_datasets'
+  )
   sub.add_argument('--quiet', action='store_true', help='no progress bar')
-  sub.add_argument('--coordinator', help="HOST:PORT of process 0, for a run of several processes; 'auto' asks the cluster")
+  sub.add_argument(
+    '--coordinator', help="HOST:PORT of process 0, for a run of several processes; 'auto' asks the cluster"
+  )
   sub.add_argument('--num-processes', type=int)
   sub.add_argument('--process-id', type=int)
 
-  sub = command('evaluate', _evaluate, 'measure one or several runs on a split and compare them in a table and a figure')
+  sub = command(
+    'evaluate', _evaluate, 'measure one or several runs on a split and compare them in a table and a figure'
+  )
   _add_workdir(sub, several=True)
   sub.add_argument('--split', default='test')
   sub.add_argument('--data', help="another dataset than the run's own, such as face_folder/mine")
@@ -164,7 +177,12 @@ def _parser() -> argparse.ArgumentParser:
   _add_workdir(sub)
   sub.add_argument('--count', type=int, default=64)
   sub.add_argument('--seed', type=int, default=0)
-  sub.add_argument('--prior', choices=('normal', 'fitted'), default='fitted', help="'normal': N(0, 1), as the theory has it; 'fitted': a Gaussian fitted to the encoded training pictures")
+  sub.add_argument(
+    '--prior',
+    choices=('normal', 'fitted'),
+    default='fitted',
+    help="'normal': N(0, 1), as the theory has it; 'fitted': a Gaussian fitted to the encoded training pictures",
+  )
   sub.add_argument('--out', type=Path, required=True, help='a .png')
 
   sub = command('interpolate', _interpolate, 'walk from face to face through the latent space')
@@ -173,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('--steps', type=int, default=8, help='pictures from one face to the next, both included')
   sub.add_argument('--out', type=Path, required=True, help='a .png')
 
-  sub = command('ablation', _ablation, 'train and evaluate the ten VAE variants; print the table beside the published one')
+  sub = command(
+    'ablation', _ablation, 'train and evaluate the ten VAE variants; print the table beside the published one'
+  )
   sub.set_defaults(takes_overrides=True)
   sub.add_argument('--config', default='experiments/vae.py', help='FILE without variant')
   sub.add_argument('--flags', default='', help="flags for every variant, such as ',demo'")
@@ -194,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
   sub.add_argument('system', help="'vae'")
   sub.add_argument('file', type=Path, help='Keras .h5 weights or model')
   sub.set_defaults(takes_overrides=True)
-  sub.add_argument('--config', default='experiments/vae.py', help='FILE without variant: dataset, loss and optimizer to go on with')
+  sub.add_argument(
+    '--config', default='experiments/vae.py', help='FILE without variant: dataset, loss and optimizer to go on with'
+  )
   sub.add_argument('--image-size', type=int, help='picture size of the network; weights do not say it')
   sub.add_argument('--workdir', type=Path, required=True, help='folder to make')
   return parser
@@ -214,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.getLogger('absl').setLevel(logging.ERROR)
   # Third parties' deprecations are not the user's business.
   warnings.filterwarnings('ignore', category=DeprecationWarning)
-  parser = _parser()
+  parser = make_parser()
   args, rest = parser.parse_known_args(argv)
   if args.version:
     _print_version()

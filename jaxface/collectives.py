@@ -1,6 +1,6 @@
 """Reductions that mean the same under `jit` over a mesh and under `pmap`.
 
-Under `jit` a step sees the whole batch, so there is nothing to reduce: `axis_name` is None and these return their input.
+Under `jit` a step sees the whole batch, so nothing is left to reduce: `axis_name` is None and these return their input.
 Under `pmap` a step sees one device's rows, and `axis_name` names the axis over which devices agree.
 """
 

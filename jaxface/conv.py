@@ -1,14 +1,15 @@
-"""3x3 convolutions, their stride-2 transposes and 2x2 max pooling, with kernel gradients that are fast on a CPU too.
+"""3x3 convolutions, their stride-2 transposes and 2x2 max pooling, with gradients that are fast on a CPU too.
 
 A convolution, its transpose and its kernel gradient are the three gradients of one trilinear form
 
     form(x, kernel, y) = sum over b, i, o, p, t of  y[b, p, o] kernel[t, i, o] x[b, stride * p + t - pad, i]
 
-(p runs over output pixels, t over the 3x3 taps, x is 0 outside), with respect to y, to x and to the kernel. Each of
-the three is therefore differentiated by the other two, to any order.
+(p runs over y's pixels, t over the 3x3 taps, x is 0 outside), with respect to y, to x and to the kernel. Each of the
+three is therefore differentiated by the other two, to any order (in reverse mode).
 
-XLA runs the first two well everywhere. On CPU it writes a kernel gradient as a convolution with a picture-sized window,
-3 to 20 times slower than the matrix products below, which only a program lowered for CPU contains.
+XLA runs the first two well nearly everywhere. On CPU it writes a kernel gradient as a convolution with a picture-sized
+window, 3 to 20 times slower than the matrix products below, which only a program lowered for CPU contains; so it is
+with convolutions of pictures of 2x2 pixels, whose roles it swaps, and with the gradient of max pooling.
 """
 
 # B batch | H,W pixels of x | h,w pixels of y | I channels of x | O channels of y
@@ -20,8 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# What one matrix product of the CPU's kernel gradient works on stays within the last-level cache.
+# What one matrix product of the CPU's kernel gradient works on should stay in the last-level cache.
 _CHUNK_BYTES = 2**24
+# Pictures up to this size are convolved by a matrix product on CPU.
+_TINY = 2
+
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 class _Geometry(NamedTuple):
@@ -39,25 +44,34 @@ class _Geometry(NamedTuple):
     sizes = ((self.height, self.out_height), (self.width, self.out_width))
     return tuple((self.pad, self.stride * (out - 1) + 3 - size - self.pad) for size, out in sizes)
 
+  def mirrored(self) -> '_Geometry':
+    """With stride 1 a transposed convolution is a convolution by the flipped kernel, in this geometry."""
+    return _Geometry(1, 2 - self.pad, self.out_height, self.out_width, self.height, self.width)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """d form / d y."""
-  strides = (geometry.stride, geometry.stride)
-  return lax.conv_general_dilated(x, kernel, strides, geometry.padding(), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  """d form / d y, [B, h, w, O]."""
+  by_window = functools.partial(_convolve_by_window, geometry)
+  if max(geometry.height, geometry.width) > _TINY:
+    return by_window(x, kernel)
+  by_product = functools.partial(_convolve_by_product, geometry)
+  return lax.platform_dependent(x, kernel, cpu=by_product, default=by_window)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _transpose(geometry: _Geometry, y: jax.Array, kernel: jax.Array) -> jax.Array:
-  """d form / d x."""
-  stride = geometry.stride
+  """d form / d x, [B, H, W, I]."""
+  flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+  if geometry.stride == 1:
+    return _convolve(geometry.mirrored(), y, flipped)
   return lax.conv_general_dilated(
     y,
-    kernel[::-1, ::-1],
+    flipped,
     (1, 1),
     tuple((2 - before, 2 - after) for before, after in geometry.padding()),
-    lhs_dilation=(stride, stride),
-    dimension_numbers=('NHWC', 'HWOI', 'NHWC'),
+    lhs_dilation=(geometry.stride, geometry.stride),
+    dimension_numbers=_LAYOUT,
   )
 
 
@@ -68,7 +82,7 @@ def _kernel_gradient(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Arr
     x,
     y,
     cpu=functools.partial(_kernel_gradient_by_products, geometry),
-    default=functools.partial(_kernel_gradient_by_convolution, geometry),
+    default=functools.partial(_kernel_gradient_by_window, geometry),
   )
 
 
@@ -86,42 +100,50 @@ _kernel_gradient.defvjp(
 )
 
 
-def _kernel_gradient_by_convolution(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
+def _convolve_by_window(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
   strides = (geometry.stride, geometry.stride)
+  return lax.conv_general_dilated(x, kernel, strides, geometry.padding(), dimension_numbers=_LAYOUT)
 
-  def convolve(kernel):
-    return lax.conv_general_dilated(x, kernel, strides, geometry.padding(), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
-  return jax.linear_transpose(convolve, jax.ShapeDtypeStruct((3, 3, x.shape[-1], y.shape[-1]), x.dtype))(y)[0]
+def _convolve_by_product(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  columns = _shifts_of_x(_shifts_of_x(x, 2, geometry), 1, geometry)
+  return lax.dot_general(columns, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())))
+
+
+def _kernel_gradient_by_window(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
+  kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], y.shape[-1]), x.dtype)
+  return jax.linear_transpose(lambda kernel: _convolve_by_window(geometry, x, kernel), kernel)(y)[0]
 
 
 def _kernel_gradient_by_products(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
-  """As matrix products over pixels. Along each axis either x is shifted by the tap, or y the other way round."""
-  batch, (inputs, outputs) = x.shape[0], (x.shape[-1], y.shape[-1])
-  # Nine shifted copies of one, or three of both, whichever is least to write. Steps of 2 pixels leave y no choice.
-  widths = {(rows, columns): 3 ** (rows + columns) * inputs + 3 ** (2 - rows - columns) * outputs
-            for rows, columns in ((True, True), (False, True), (False, False))[: 3 if geometry.stride == 1 else 1]}
-  rows_of_x, columns_of_x = min(widths, key=widths.get)
+  """Sums over pixels as matrix products. Along each axis either x is shifted by the tap, or y the other way round."""
+  batch, inputs, outputs = x.shape[0], x.shape[-1], y.shape[-1]
+
+  def width(taps):
+    """Channels to be written when x has `taps` shifts along each axis and y the others."""
+    rows, columns = taps
+    return rows * columns * inputs + 9 // (rows * columns) * outputs
+
+  # Steps of two pixels cannot be undone on y's side.
+  taps_of_x = min([(3, 3), (1, 3), (1, 1)], key=width) if geometry.stride == 1 else (3, 3)
+  taps_of_y = tuple(3 // taps for taps in taps_of_x)
 
   def product(x, y):
-    x = _shifts_of_x(x, 2, geometry) if columns_of_x else x
-    x = _shifts_of_x(x, 1, geometry) if rows_of_x else x
-    y = y if columns_of_x else _shifts_of_y(y, 2, geometry)
-    y = y if rows_of_x else _shifts_of_y(y, 1, geometry)
+    for axis in (2, 1):
+      if taps_of_x[axis - 1] == 3:
+        x = _shifts_of_x(x, axis, geometry)
+      else:
+        y = _shifts_of_y(y, axis, geometry)
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-  image_bytes = 4 * geometry.out_height * geometry.out_width * min(widths.values())
-  per_chunk = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * image_bytes <= _CHUNK_BYTES))
-  if per_chunk == batch:
+  picture_bytes = 4 * geometry.out_height * geometry.out_width * width(taps_of_x)
+  chunk = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * picture_bytes <= _CHUNK_BYTES))
+  if chunk == batch:
     total = product(x, y)
   else:
-    chunks = tuple(t.reshape(-1, per_chunk, *t.shape[1:]) for t in (x, y))
-    shape = jax.eval_shape(product, *(chunk[0] for chunk in chunks))
-    total, _ = lax.scan(lambda total, chunk: (total + product(*chunk), None), jnp.zeros(shape.shape, shape.dtype), chunks)
-
-  taps_of_x, taps_of_y = ((3 if rows else 1, 3 if columns else 1) for rows, columns in
-                          ((rows_of_x, columns_of_x), (not rows_of_x, not columns_of_x)))
+    starts = jnp.arange(0, batch, chunk)
+    total = lax.map(lambda start: product(*(lax.dynamic_slice_in_dim(t, start, chunk) for t in (x, y))), starts).sum(0)
   total = total.reshape(*taps_of_x, inputs, *taps_of_y, outputs).transpose(0, 3, 1, 4, 2, 5)
   return total.reshape(3, 3, inputs, outputs).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Evaluation: exact means over a split, on any number of devices, whatever its length; tables and comparison figures."""
+"""Evaluation: exact means over a split, whatever its length and the number of devices; tables and comparisons."""
 
 import json
 import math

@@ -9,13 +9,13 @@ with the state and restores onto any number of hosts (Grain's own iterator state
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import flags
 
 from jaxface import labels
 from jaxface.errors import UserError
@@ -134,6 +134,9 @@ def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> It
   reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   stream = batches.to_iter_dataset(reading)
   if workers:
+    # Grain's workers read absl flags, which only an absl program would have parsed.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
     stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
   return iter(stream)
 

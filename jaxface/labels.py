@@ -58,7 +58,9 @@ def _mirror_table() -> np.ndarray:
   swapped = {'l_': 'r_', 'r_': 'l_'}
   # l_lip is the lower lip, not a left one: only classes whose mirror image exists are swapped.
   mirror = [swapped.get(name[:2], '') + name[2:] for name in CLASSES]
-  return np.array([CLASSES.index(m if m in CLASSES else name) for m, name in zip(mirror, CLASSES, strict=True)], np.uint8)
+  return np.array(
+    [CLASSES.index(m if m in CLASSES else name) for m, name in zip(mirror, CLASSES, strict=True)], np.uint8
+  )
 
 
 # MIRROR[label] is the class a pixel of class `label` has in a mirrored picture: left and right change places.

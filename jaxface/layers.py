@@ -64,7 +64,7 @@ class ConvTranspose3x3(nn.Module):
 
 def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
   """Mean of every channel over the whole batch, float32 [C]."""
-  local = x.mean(range(x.ndim - 1))
+  local = x.mean(tuple(range(x.ndim - 1)))
   return local if axis_name is None else lax.pmean(local, axis_name)
 
 
@@ -167,7 +167,7 @@ def _norm_elu_backward(options, saved, gradients):
   scaled = (values - _wide(mean, x)) * _wide(scale * inverse, x) + _wide(bias, x)
   # ELU's slope is 1 above 0 and exp below.
   dscaled = gradients[0].astype(jnp.float32) * jnp.exp(jnp.minimum(scaled, 0))
-  local = range(x.ndim - 1)
+  local = tuple(range(x.ndim - 1))
   dbias = dscaled.sum(local)
   # sum(dscaled * (x - mean)) without writing x - mean.
   dscale = ((dscaled * values).sum(local) - mean * dbias) * inverse

@@ -46,7 +46,7 @@ def scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7) -
 
 
 def clip_each_by_norm(max_norm: float) -> optax.GradientTransformation:
-  """Scales each variable's gradient to an L2 norm of at most `max_norm`: Keras's `clipnorm`, which is not a global norm."""
+  """Scales each variable's gradient to an L2 norm of at most `max_norm`: Keras's `clipnorm`, no global norm."""
 
   def clip(gradient: jax.Array) -> jax.Array:
     norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
@@ -85,7 +85,7 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
   """Builds the optimizer that `config` (the `optimizer` part of an experiment) describes.
 
   Keys: `name` (one of OPTIMIZERS), `options` (its keyword arguments), `learning_rate`, `warmup_steps`, `decay`,
-  `clip_each` and `clip_global` (gradient norms; 0 leaves gradients as they are), `weight_decay` (decoupled, on kernels).
+  `clip_each` and `clip_global` (gradient norms; 0 clips nothing), `weight_decay` (decoupled, on kernels).
   """
   if config.name not in OPTIMIZERS:
     raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
@@ -99,7 +99,7 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
     parts.append(optax.clip_by_global_norm(config.clip_global))
   parts.append(OPTIMIZERS[config.name](**config.options))
   if config.weight_decay:
-    kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)  # noqa: E731
+    kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)

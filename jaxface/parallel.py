@@ -231,9 +231,12 @@ class JitEngine:
     )
 
   def render(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
-    """The task's pictures of a batch, on the host: {name: float [N, H, W, 1 or 3] in [0, 1]}."""
+    """The task's pictures of a batch, on the host, in the order of `task.columns`: {name: [N, H, W, 1 or 3]}."""
     pictures = self._render(state, batch, jax.random.key(self.seed))
-    return {name: np.asarray(values.addressable_data(0), np.float32) for name, values in pictures.items()}
+    # JAX sorts the keys of a dictionary; a reader wants the task's order.
+    return {
+      name: np.asarray(pictures[name].addressable_data(0), np.float32) for name in self.task.columns if name in pictures
+    }
 
   def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """What a step returned, as numpy."""
@@ -330,8 +333,9 @@ class PmapEngine:
     """The task's pictures of this process's rows, on the host: {name: float [N, H, W, 1 or 3] in [0, 1]}."""
     pictures = self._render(state, batch, jax.random.key(self.seed))
     return {
-      name: np.concatenate([np.asarray(shard.data[0], np.float32) for shard in values.addressable_shards])
-      for name, values in pictures.items()
+      name: np.concatenate([np.asarray(shard.data[0], np.float32) for shard in pictures[name].addressable_shards])
+      for name in self.task.columns
+      if name in pictures
     }
 
   def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

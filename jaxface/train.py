@@ -56,9 +56,7 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
     if jax.process_index() == 0:
       stack.enter_context(workdirs.locked(workdir))
       _describe_run(config, workdir, engine)
-    checkpoints = stack.enter_context(
-      Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best)
-    )
+    checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best))
     stop = stack.enter_context(StopRequest())
     state, first_step, origin = _first_state(config, engine, checkpoints, train_set)
     log = stack.enter_context(_make_log(config, workdir, first_step, quiet))
@@ -108,9 +106,7 @@ def _loop(
       log.pause()
       score = None
       if due.evaluate and validation_set is not None:
-        metrics = evaluate_state(
-          engine, state, validation_set, batch_size=config.batch_size, limit=config.eval_batches
-        )
+        metrics = evaluate_state(engine, state, validation_set, batch_size=config.batch_size, limit=config.eval_batches)
         log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
         score = metrics[config.best_metric]
       if due.render:

@@ -1,12 +1,13 @@
 """What a user does with a trained face-mask VAE: reconstruct photos, draw new faces, walk from face to face."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxface import figures, input_pipeline
@@ -14,6 +15,7 @@ from jaxface.errors import UserError
 from jaxface.models.vae import Prediction
 from jaxface.pictures import find_pictures, read_picture
 from jaxface.runs import Run, load_run, open_split
+from jaxface.state import PyTree
 
 _BATCH = 16
 _FITTED_EXAMPLES = 1024
@@ -22,21 +24,21 @@ _FITTED_EXAMPLES = 1024
 def _load_vae(workdir: Path, checkpoint: str) -> Run:
   run = load_run(workdir, checkpoint)
   if run.config.task != 'vae':
-    raise UserError(f'{workdir} is a run of task {run.config.task!r}; this command is for task \'vae\'')
+    raise UserError(f"{workdir} is a run of task {run.config.task!r}; this command is for task 'vae'")
   return run
 
 
-def _in_batches(function, rows: np.ndarray):
-  """Applies a jitted function to `rows` in batches of one shape, and returns what is real, joined."""
+def _in_batches(function: Callable[[np.ndarray], PyTree], rows: np.ndarray) -> PyTree:
+  """Applies a jitted function to `rows` in batches of one shape, and returns what is real, joined, as numpy."""
   outputs = []
   for start in range(0, len(rows), _BATCH):
     piece = rows[start : start + _BATCH]
-    filled = np.concatenate([piece, np.repeat(piece[-1:], _BATCH - len(piece), axis=0)])
-    outputs.append(jax.tree.map(lambda leaf, n=len(piece): np.asarray(leaf[:n]), function(filled)))
-  return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
+    outputs.append(function(np.concatenate([piece, np.repeat(piece[-1:], _BATCH - len(piece), axis=0)])))
+  return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *outputs)
 
 
-class _Vae(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Vae:
   """A run's network as functions of numpy arrays."""
 
   run: Run
@@ -47,17 +49,15 @@ class _Vae(NamedTuple):
 
   def predict(self, images: np.ndarray) -> Prediction:
     """[N, S, S, 3] in [0, 1] -> Prediction."""
-    return _in_batches(jax.jit(lambda x: self.run.engine.task.predict(self.run.state, x)), images)
+    return _in_batches(functools.partial(jax.jit(self.run.engine.task.predict), self.run.state), images)
 
   def decode(self, z: np.ndarray) -> np.ndarray:
     """[N, D] -> [N, S, S, 3] in [0, 1]."""
-    state, model = self.run.state, self.run.engine.task.model
-    variables = {'params': state.params, 'batch_stats': state.model_state}
-    return _in_batches(jax.jit(lambda z: model.apply(variables, z, method='decode')[0]), z)
+    return _in_batches(functools.partial(jax.jit(self.run.engine.task.decode), self.run.state), z)
 
 
 def _read(paths: Sequence[Path], size: int) -> tuple[list[Path], np.ndarray]:
-  """Pictures of any size, averaged down to [N, size, size, 3] in [0, 1]; the aspect ratio is not kept, as in training."""
+  """Pictures of any size, averaged down to [N, size, size, 3] in [0, 1]; as in training, squashed to a square."""
   found = find_pictures(paths)
   decode = input_pipeline.Decode(('image',), size, 'area')
   return found, np.stack([decode.map({'image': read_picture(path)})['image'] for path in found]) / np.float32(255)
@@ -126,9 +126,7 @@ def sample(
   print(f'drew {count} faces: {out}')
 
 
-def interpolate(
-  workdir: Path, images: Sequence[Path], out: Path, *, steps: int = 8, checkpoint: str = 'best'
-) -> None:
+def interpolate(workdir: Path, images: Sequence[Path], out: Path, *, steps: int = 8, checkpoint: str = 'best') -> None:
   """Walks through the latent space from each picture to the next, a row a pair, into a sheet `out` (.png).
 
   A row begins and ends with the pictures themselves; between them are `steps` decoded points on the straight line
@@ -142,7 +140,7 @@ def interpolate(
     raise UserError(f'interpolation needs two pictures or more, and {images[0]} gave {len(names)}')
   means = vae.predict(inputs).mean
   t = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
-  walks = np.concatenate([(1 - t) * a + t * b for a, b in zip(means[:-1], means[1:], strict=True)])
+  walks = np.concatenate([(1 - t) * a + t * b for a, b in itertools.pairwise(means)])
   decoded = vae.decode(walks).reshape(len(names) - 1, steps, vae.size, vae.size, 3)
   rows = [[inputs[i], *decoded[i], inputs[i + 1]] for i in range(len(names) - 1)]
   figures.save_png(out, figures.tile(rows))

@@ -48,7 +48,9 @@ def locked(workdir: Path) -> Iterator[None]:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UserError(f'the workdir {workdir} is in use by another run; wait for it or choose another --workdir') from None
+      raise UserError(
+        f'the workdir {workdir} is in use by another run; wait for it or choose another --workdir'
+      ) from None
     yield
 
 

@@ -11,13 +11,11 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tests in other processes, and the next run, find what one has compiled.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / 'jaxface_test_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-
-import jax
-import pytest
-
 # Goldens were computed in true float32; accelerators multiply in less by default.
-jax.config.update('jax_default_matmul_precision', 'highest')
-jax.config.update('jax_numpy_rank_promotion', 'raise')
+os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+
+import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -42,7 +42,9 @@ def test_clip_each_by_norm_is_per_variable():
 
 def test_schedule_warms_up_and_decays():
   schedule = learning_rate_schedule(2.0, total_steps=110, warmup_steps=10, decay='cosine')
-  np.testing.assert_allclose([schedule(0), schedule(5), schedule(10), schedule(60), schedule(110)], [0, 1, 2, 1, 0], atol=1e-6)
+  np.testing.assert_allclose(
+    [schedule(0), schedule(5), schedule(10), schedule(60), schedule(110)], [0, 1, 2, 1, 0], atol=1e-6
+  )
   assert learning_rate_schedule(2.0, total_steps=10)(7) == 2.0
 
 

@@ -54,11 +54,11 @@ def _bokeh(image: np.ndarray, dice: Dice) -> None:
 def _foliage(image: np.ndarray, dice: Dice) -> None:
   """Leaves, dark ones first."""
   base = dice.range(40, 120), dice.range(70, 160), dice.range(20, 80)
-  count = int(dice.range(45, 80))
+  count = int(dice.range(35, 60))
   for i in range(count):
     light = 0.25 + 1.05 * i / count * dice.range(0.6, 1.3)
     color = tuple(min(c * light, 255) for c in base)
-    length = dice.range(0.035, 0.10)
+    length = dice.range(0.04, 0.115)
     _disc(image, dice.unit(), dice.unit(), length, length * dice.range(0.25, 0.5), dice.range(0, 180), color)
 
 
@@ -71,13 +71,17 @@ def _stripes(image: np.ndarray, dice: Dice) -> None:
   while at < 0.8:
     step = width * dice.range(0.5, 1.5)
     corner = 0.5 + at * along
-    _polygon(image, [corner - across, corner + across, corner + step * along + across, corner + step * along - across], dice.choice(colors))
+    _polygon(
+      image,
+      [corner - across, corner + across, corner + step * along + across, corner + step * along - across],
+      dice.choice(colors),
+    )
     at += step * dice.range(1.0, 2.0)
 
 
 def _bricks(image: np.ndarray, dice: Dice) -> None:
   """A wall of bricks or tiles."""
-  base, rows = _color(dice, 0.6), int(dice.range(6, 13))
+  base, rows = _color(dice, 0.6), int(dice.range(5, 11))
   height, width = 1 / rows, dice.range(1.5, 3) / rows
   for row in range(rows + 1):
     x = -width * dice.unit()
@@ -93,9 +97,9 @@ def _shelf(image: np.ndarray, dice: Dice) -> None:
   """Shelves full of books and boxes."""
   y = dice.range(0.02, 0.2)
   while y < 1.2:
-    height, x = dice.range(0.16, 0.28), 0.0
+    height, x = dice.range(0.18, 0.32), 0.0
     while x < 1:
-      width, tall = dice.range(0.015, 0.07), height * dice.range(0.55, 0.95)
+      width, tall = dice.range(0.025, 0.085), height * dice.range(0.55, 0.95)
       lean = dice.range(-0.02, 0.02)
       color = _color(dice)
       _polygon(image, [(x, y), (x + width, y), (x + width + lean, y - tall), (x + lean, y - tall)], color)
@@ -114,7 +118,7 @@ def _windows(image: np.ndarray, dice: Dice) -> None:
     width, top = dice.range(0.12, 0.32), dice.range(-0.1, 0.5)
     wall, glass = _color(dice, 0.4), [_color(dice, 0.5), _color(dice, 0.9)]
     _box(image, x, top, x + width, 1, wall)
-    step = dice.range(0.05, 0.085)
+    step = dice.range(0.06, 0.10)
     for gy in np.arange(top + 0.03, 1, step * 1.3).tolist():
       for gx in np.arange(x + 0.02, x + width - step * 0.6, step).tolist():
         if dice.chance(0.75):
@@ -124,7 +128,7 @@ def _windows(image: np.ndarray, dice: Dice) -> None:
 
 def _shapes(image: np.ndarray, dice: Dice) -> None:
   """Things of any kind."""
-  for _ in range(int(dice.range(10, 24))):
+  for _ in range(int(dice.range(9, 19))):
     x, y, size = dice.unit(), dice.unit(), dice.range(0.05, 0.24)
     if dice.chance(0.45):
       _disc(image, x, y, size, size * dice.range(0.4, 1), dice.range(0, 180), _color(dice))
@@ -141,7 +145,7 @@ def _writing(image: np.ndarray, dice: Dice) -> None:
   ink = _color(dice)
   y = dice.range(0, 0.1)
   while y < 1:
-    height, x = dice.range(0.05, 0.11), dice.range(-0.05, 0.1)
+    height, x = dice.range(0.07, 0.15), dice.range(-0.05, 0.1)
     letters = []
     while x < 1:
       strokes = [(x + 0.6 * height * dice.unit(), y + height * dice.unit()) for _ in range(int(dice.range(3, 6)))]
@@ -157,7 +161,9 @@ def _crowd(image: np.ndarray, dice: Dice) -> None:
     x, y, size = dice.unit(), dice.range(0.15, 0.75), dice.range(0.05, 0.11)
     tone = dice.choice([(232, 190, 160), (190, 140, 105), (120, 82, 60)])
     _disc(image, x, y + 3.4 * size, 1.9 * size, 2.4 * size, 0, _color(dice))
-    _disc(image, x, y - 0.25 * size, 1.02 * size, 1.15 * size, 0, dice.choice([(30, 22, 20), (90, 60, 40), (190, 150, 100)]))
+    _disc(
+      image, x, y - 0.25 * size, 1.02 * size, 1.15 * size, 0, dice.choice([(30, 22, 20), (90, 60, 40), (190, 150, 100)])
+    )
     _disc(image, x, y + 0.1 * size, 0.8 * size, size, 0, tone)
 
 

@@ -32,7 +32,9 @@ class Hair:
     self._head, self._scene, self._jitter = head, scene, jitter
     hair, yaw = scene.hair, scene.pose.yaw
     style = hair.style
-    volume = {'buzz': 0.02, 'short': 0.09, 'receding': 0.06, 'afro': 0.42, 'curly': 0.26, 'updo': 0.10}.get(style, 0.12) + 0.6 * (hair.volume - 0.1) * (style not in ('buzz',))
+    volume = {'buzz': 0.02, 'short': 0.09, 'receding': 0.06, 'afro': 0.42, 'curly': 0.26, 'updo': 0.10}.get(
+      style, 0.12
+    ) + 0.6 * (hair.volume - 0.1) * (style not in ('buzz',))
     self.volume = volume
     # The skull lies behind the face, so it moves less when the head turns.
     self.x = -0.08 * math.sin(yaw)
@@ -68,7 +70,7 @@ class Hair:
       tuck = -0.16 * smoothstep(0.5 * hair.length, hair.length, y)
     else:
       tuck = 0.0
-    return self.half_width * top + flare * smoothstep(0.0, 1.6, below) + tuck
+    return np.maximum(self.half_width * top + flare * smoothstep(0.0, 1.6, below) + tuck, 0.01)
 
   def _opening(self) -> np.ndarray:
     """The gap the face looks through: hairline, temples, and down past the chin."""
@@ -90,7 +92,23 @@ class Hair:
       angles = np.array([-1.40, -1.36, -1.22, -1.02, -0.72, -0.38, 0.0, 0.38, 0.72, 1.02, 1.22, 1.36, 1.40])
       sweep = 0.10 if style in ('side_part', 'wavy', 'long', 'bob', 'short') else 0.0
       lean = sweep * np.sign(hair.parting + 1e-6) * np.array([0, 0, 0.6, 1, 1.6, 1.0, 0, -1.0, -1.6, -1, -0.6, 0, 0])
-      drop = np.array([burn, -0.15, temple, -0.60, line + 0.12 - recede, line - 0.3 * recede, line, line - 0.3 * recede, line + 0.12 - recede, -0.60, temple, -0.15, burn])
+      drop = np.array(
+        [
+          burn,
+          -0.15,
+          temple,
+          -0.60,
+          line + 0.12 - recede,
+          line - 0.3 * recede,
+          line,
+          line - 0.3 * recede,
+          line + 0.12 - recede,
+          -0.60,
+          temple,
+          -0.15,
+          burn,
+        ]
+      )
       heights = drop + lean + 0.05 * np.concatenate([[0], jag, [0]])
       if long and hair.frame > 0.4:
         angles = angles * (1 - 0.22 * (hair.frame - 0.4) * smoothstep(-0.7, 0.2, heights))
@@ -100,7 +118,15 @@ class Hair:
       hairline = curve(hairline, 5)
     if long and style != 'afro':
       inner = 0.80 + 0.22 * (1 - hair.frame)
-      side = np.array([(0.98 - 0.10 * hair.frame, 0.55), (0.90 - 0.12 * hair.frame, 1.1), (inner, 1.7), (inner + 0.10, 2.3), (inner + 0.15, 3.6)])
+      side = np.array(
+        [
+          (0.98 - 0.10 * hair.frame, 0.55),
+          (0.90 - 0.12 * hair.frame, 1.1),
+          (inner, 1.7),
+          (inner + 0.10, 2.3),
+          (inner + 0.15, 3.6),
+        ]
+      )
     else:
       side = np.array([(1.9, 0.34), (3.0, 3.6)])
     shift = 0.7 * np.sin(self._scene.pose.yaw) * np.exp(-np.maximum(side[:, :1] * 0 + side[:, 1:] - 0.5, 0))
@@ -112,7 +138,12 @@ class Hair:
     """Outer edge from the lower left over the crown to the lower right, uneven, closed along the bottom."""
     hair = self._scene.hair
     t = np.linspace(0, 1, 25)
-    ys = np.concatenate([self.y - self.height * np.cos(t[:12] * np.pi / 2 / t[11]), self.y + (end - self.y) * np.sin(np.linspace(0, np.pi / 2, 14)[1:])])
+    ys = np.concatenate(
+      [
+        self.y - self.height * np.cos(t[:12] * np.pi / 2 / t[11]),
+        self.y + (end - self.y) * np.sin(np.linspace(0, np.pi / 2, 14)[1:]),
+      ]
+    )
     widths = self.profile(ys)
     widths[0] = 0
     rough = {'curly': 0.075, 'afro': 0.07, 'wavy': 0.03, 'short': 0.035, 'fringe': 0.025}.get(hair.style, 0.012)
@@ -122,8 +153,13 @@ class Hair:
     widths = widths - 0.7 * turn * (1 - np.sqrt(np.maximum(1 - np.square(np.maximum(ys - end + turn, 0) / turn), 0)))
     n = len(ys)
     wave = hair.wave * 1.2 * np.sin(5.2 * ys + 6 * hair.offset)
-    right = np.stack([self.x + widths + noise[:n] * (widths > 0.3) + wave * (ys > 0), ys - noise[:n] * (widths <= 0.8)], 1)
-    left = np.stack([self.x - widths + noise[n : 2 * n] * (widths > 0.3) + wave * (ys > 0), ys - noise[n : 2 * n] * (widths <= 0.8)], 1)
+    right = np.stack(
+      [self.x + widths + noise[:n] * (widths > 0.3) + wave * (ys > 0), ys - noise[:n] * (widths <= 0.8)], 1
+    )
+    left = np.stack(
+      [self.x - widths + noise[n : 2 * n] * (widths > 0.3) + wave * (ys > 0), ys - noise[n : 2 * n] * (widths <= 0.8)],
+      1,
+    )
     left[0] = right[0]
     left[-1, 1] += 0.1 * (self._jitter[60] - 0.5)
     return self._screen(curve(np.concatenate([left[::-1], right[1:]]), 3))
@@ -135,7 +171,9 @@ class Hair:
     angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     radius = 0.40 + 0.10 * self._scene.hair.frame + 0.05 * (self._jitter[:20] - 0.5)
     center = (self.x + 0.3 * self._scene.hair.parting, self.y - self.height - 0.12)
-    return self._screen(curve(np.stack([center[0] + radius * np.cos(angle), center[1] + 0.8 * radius * np.sin(angle)], 1), 3, True))
+    return self._screen(
+      curve(np.stack([center[0] + radius * np.cos(angle), center[1] + 0.8 * radius * np.sin(angle)], 1), 3, True)
+    )
 
   def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray, outline: np.ndarray, behind: bool) -> None:
     """Adds the hair inside `outline`, with the opening for the face or `behind` it, to the shapes that are lit.
@@ -175,7 +213,8 @@ class Hair:
     py = (np.arange(patch.rows.start, patch.rows.stop, dtype=np.float32) + 0.5) / size
     u, v = self._head.head_units(px[None], py[:, None])
     width = self.profile(v)
-    across = (u - self.x) / width
+    # Beyond the outline the run of the strands has no meaning, and above the crown no bound.
+    across = clip((u - self.x) / width, -1.5, 1.5)
     if hair.style in ('afro', 'curly'):
       scale = 0.42 if hair.style == 'afro' else 0.30
       texture = 0.75 * tiles.sample(tiles.curls, u * scale + hair.offset, v * scale)
@@ -212,8 +251,9 @@ class Hair:
     gap[whole.rows, whole.columns] = whole.cover
     reach = 2 * int(0.014 * canvas.size + 0.5) + 1
     soft = cv2.blur(gap, (reach, reach), borderType=cv2.BORDER_REPLICATE)[patch.rows, patch.columns]
-    strength = 0.06 if self._scene.hair.style in ('buzz', 'afro', 'curly') else 0.13
-    kept = clip(0.5 + (0.5 - soft + strength * texture) * (0.55 * reach), 0, 1)
+    strength = 0.25 if self._scene.hair.style in ('buzz', 'afro', 'curly') else 0.5
+    edge = 0.5 - soft + strength * texture * soft * (1 - soft)
+    kept = clip(0.5 + edge * max(0.55 * reach, 1.1), 0, 1)
     return Patch(patch.rows, patch.columns, patch.cover * kept)
 
   def stray(self, canvas: Canvas, jitter: np.ndarray) -> None:
@@ -224,5 +264,5 @@ class Hair:
     side = np.stack([run[:, 1], -run[:, 0]], 1)
     bend = start + 0.5 * run * jitter[:, 1:2] + 0.18 * side * (jitter[:, 2:3] - 0.1)
     tip = start + 1.1 * run * (jitter[:, 1:2]) + 0.30 * side * (jitter[:, 3:4] - 0.25)
-    hairs = canvas.strokes(list(np.stack([start, bend, tip], 1)), 0.0035)
-    canvas.paint(hairs, self._scene.hair.color * 1.1, opacity=0.55)
+    hairs = canvas.strokes(np.stack([start, bend, tip], 1), 0.0035)
+    canvas.paint(hairs, self._scene.hair.color * 0.8, opacity=0.5)

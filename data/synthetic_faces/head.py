@@ -21,6 +21,8 @@ _RELIEF_X = np.linspace(-1.15, 1.15, 77, dtype=np.float32)
 _RELIEF_Y = np.linspace(-1.45, 1.85, 111, dtype=np.float32)
 _RELIEF_STEP = float(_RELIEF_X[1] - _RELIEF_X[0])
 _CROWN_Y = -1.56
+_OUTLINE_HEIGHTS = np.sin(np.linspace(-1, 1, 30) * np.pi / 2) * 0.9995
+_BEHIND = np.full(30, np.pi)
 # The relief is searched from its highest to its lowest level; between two levels the crossing is interpolated.
 _LEVELS = (0.46, 0.37, 0.28, 0.20, 0.12, 0.05, -0.03, -0.16)
 
@@ -48,8 +50,8 @@ def gaussians(terms: list[tuple[float, float, float, float, float]], x: np.ndarr
 class Head:
   """Geometry of one head in one pose.
 
-  `depth`, `x`, `y` are float32 [rows, columns]: the visible surface point of each cell of the grid inside the box (`rows`,
-  `columns`), in head coordinates (`depth` along the view), meaningful inside `outline()`.
+  `depth`, `x`, `y` are float32 [rows, columns]: the visible surface point of each cell of the grid inside the box
+  (`rows`, `columns`), in head coordinates (`depth` along the view), meaningful inside `outline`.
   """
 
   def __init__(self, shape: Shape, features: Features, pose: Pose):
@@ -66,7 +68,16 @@ class Head:
     chin_y = shape.chin_y
     knots = (-1.9, -0.5, 0.05, 0.45, 0.95, 1.25, 1.6, 2.1)
     jaw_mid = 0.55 * shape.jaw + 0.45 * shape.chin
-    width = [shape.cranium * 0.99, shape.cranium, shape.cranium * 0.995, shape.cheek, shape.jaw, jaw_mid + 0.06, shape.chin, shape.chin]
+    width = [
+      shape.cranium * 0.99,
+      shape.cranium,
+      shape.cranium * 0.995,
+      shape.cheek,
+      shape.jaw,
+      jaw_mid + 0.06,
+      shape.chin,
+      shape.chin,
+    ]
     front = [1.06, 1.14, 1.12, 1.14, 1.18, 1.17, 1.14, 1.1]
     depth = [1.3, 1.3, 1.22, 1.15, 1.06, 0.86, 0.62, 0.5]
     width, front, depth = (_smoothing(knots) @ np.array([width, front, depth], np.float32).T).T
@@ -81,9 +92,10 @@ class Head:
     u = x * cos_yaw + z * sin_yaw
     v = y * cos_pitch - (z * cos_yaw - x * sin_yaw) * sin_pitch
     pose = self.pose
-    return np.stack(
-      [pose.x + (u * cos_roll - v * sin_roll) * pose.scale, pose.y + (u * sin_roll + v * cos_roll) * pose.scale], axis=-1
-    )
+    points = np.empty((*u.shape, 2), np.float32)
+    points[..., 0] = pose.x + (u * cos_roll - v * sin_roll) * pose.scale
+    points[..., 1] = pose.y + (u * sin_roll + v * cos_roll) * pose.scale
+    return points
 
   def sections(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W, D and zc at heights `y`."""
@@ -108,7 +120,9 @@ class Head:
     z = np.zeros(len(points), np.float32)
     return (self.project(points[:, 0], points[:, 1], z) - self.project(z[:1], z[:1], z[:1])) * (1 / self.pose.scale)
 
-  def around(self, angle: np.ndarray, y: np.ndarray, radius: float | np.ndarray = 1.0, clamp: bool = True) -> np.ndarray:
+  def around(
+    self, angle: np.ndarray, y: np.ndarray, radius: float | np.ndarray = 1.0, clamp: bool = True
+  ) -> np.ndarray:
     """Points at `angle` round the vertical axis (0 is the front), `radius` sections out -> picture units [N, 2].
 
     `clamp` moves points that lie behind the outline onto it.
@@ -119,13 +133,12 @@ class Head:
       angle = clip(angle, -np.pi / 2 - turn, np.pi / 2 - turn)
     return self.project(width * radius * np.sin(angle), y, center + depth * radius * np.cos(angle))
 
-  def outline(self, count: int = 30) -> np.ndarray:
-    """The head's silhouette, ears and hair left out -> picture units [2 * count, 2]."""
-    t = np.linspace(-1, 1, count)
+  @functools.cached_property
+  def outline(self) -> np.ndarray:
+    """The head's silhouette, ears and hair left out -> picture units [60, 2]."""
     # Heights gather at crown and chin, where the outline turns.
-    y = (_CROWN_Y + self._shape.chin_y) / 2 + (self._shape.chin_y - _CROWN_Y) / 2 * np.sin(t * np.pi / 2) * 0.9995
-    quarter = np.full(count, np.pi)
-    return np.concatenate([self.around(-quarter, y), self.around(quarter, y)[::-1]])
+    y = (_CROWN_Y + self._shape.chin_y) / 2 + (self._shape.chin_y - _CROWN_Y) / 2 * _OUTLINE_HEIGHTS
+    return np.concatenate([self.around(-_BEHIND, y), self.around(_BEHIND, y)[::-1]])
 
   def head_units(self, px: np.ndarray, py: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Picture units -> head units on the screen plane, roll undone, origin at the pose's."""
@@ -135,8 +148,10 @@ class Head:
 
   def _intersect(self) -> None:
     (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
-    outline = self.outline()
-    (left, top), (right, bottom) = ((corner * (GRID / 2)).astype(int).tolist() for corner in (outline.min(0), outline.max(0)))
+    outline = self.outline
+    (left, top), (right, bottom) = (
+      (corner * (GRID / 2)).astype(int).tolist() for corner in (outline.min(0), outline.max(0))
+    )
     # In half cells of the grid: the bare head is smooth, only its relief needs them all.
     left, top, right, bottom = max(left - 1, 0), max(top - 1, 0), min(right + 2, GRID // 2), min(bottom + 2, GRID // 2)
     self.rows, self.columns = slice(2 * top, 2 * bottom), slice(2 * left, 2 * right)
@@ -144,7 +159,7 @@ class Head:
     table = np.stack([self.width, self.half_depth, self.center_z, self.center_z], axis=-1)[None]
     zero = np.zeros_like(u)
     along = np.sqrt(np.maximum(1.5 - u * u - 0.45 * v * v, 0.05))
-    for _ in range(3):
+    for _ in range(2):
       y = (v + along * sin_pitch) * (1 / cos_pitch)
       at = (y - _TABLE_Y[0]) * np.float32(1 / (_TABLE_Y[1] - _TABLE_Y[0]))
       width, depth, center, _ = cv2.split(cv2.remap(table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
@@ -192,7 +207,10 @@ class Head:
     outside, upper = None, _LEVELS[0]
     for level in _LEVELS:
       move = np.array([[1, 0, level * shift[0]], [0, 1, level * shift[1]]], np.float32)
-      inside = cv2.warpAffine(relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) - level
+      inside = (
+        cv2.warpAffine(relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        - level
+      )
       hit = (inside >= 0) & ~found
       # Linear crossing between the level above, still outside the surface, and this one, inside it.
       share = 0 if outside is None else inside / (inside - outside + 1e-9)

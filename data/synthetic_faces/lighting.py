@@ -1,4 +1,4 @@
-"""Light on the solid shapes of a picture, on the fixed grid: diffuse with soft terminator, shadows, occlusion, highlights."""
+"""Light on the solid shapes of a picture, on the fixed grid: diffuse light, shadows, occlusion, highlights."""
 
 import cv2
 import numpy as np
@@ -43,10 +43,10 @@ class Relief:
     shape = _with_normals(head.depth, None, 1.0, self.spacing)
     # A soft edge: a hard one would show as a chain of dark and light cells along the jaw.
     mask = np.zeros((GRID, GRID), np.uint8)
-    cv2.fillPoly(mask, [((head.outline() * GRID - 0.5) * 16 + 0.5).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cv2.fillPoly(mask, [((head.outline * GRID - 0.5) * 16 + 0.5).astype(np.int32)], 255, cv2.LINE_AA, 4)
     cover = mask[head.rows, head.columns] * np.float32(1 / 255)
     here = self.surface[head.rows, head.columns]
-    # With nothing behind, the head's own normals go on past its outline, so that no rim is lit as if it faced the camera.
+    # With nothing behind, the head's normals go on past its outline, so that no rim is lit as if it faced the camera.
     cover[here[..., 3] < _FAR + 0.5] = 1
     here[:] = cv2.blendLinear(shape, here, cover, 1 - cover)
 
@@ -75,7 +75,9 @@ def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[np.n
   up = 0.5 - 0.5 * ny
   ambient = occlusion * (0.55 + 0.45 * nz)
   lit = np.empty((3, GRID, GRID), np.float32)
-  for plane, wrap, key, sky, ground in zip(lit, softness.tolist(), *(c.tolist() for c in (light.key, light.sky, light.ground)), strict=True):
+  for plane, wrap, key, sky, ground in zip(
+    lit, softness.tolist(), *(c.tolist() for c in (light.key, light.sky, light.ground)), strict=True
+  ):
     np.maximum((facing + wrap) * (1 / (1 + wrap)), 0, out=plane)
     # Blood under the skin lets a little red into the shadow's edge.
     plane *= key * 0.5 * wrap + (key * (1 - 0.5 * wrap)) * shadow

@@ -6,8 +6,26 @@ import numpy as np
 
 from .canvas import srgb
 
-_LIPS = [(176, 24, 44), (204, 40, 70), (150, 20, 50), (110, 18, 48), (214, 84, 96), (226, 92, 60), (196, 60, 130), (92, 30, 70)]
-_SHADOWS = [(96, 60, 120), (60, 70, 130), (140, 76, 50), (176, 100, 92), (50, 46, 50), (40, 110, 120), (184, 130, 70), (170, 60, 110)]
+_LIPS = [
+  (176, 24, 44),
+  (204, 40, 70),
+  (150, 20, 50),
+  (110, 18, 48),
+  (214, 84, 96),
+  (226, 92, 60),
+  (196, 60, 130),
+  (92, 30, 70),
+]
+_SHADOWS = [
+  (96, 60, 120),
+  (60, 70, 130),
+  (140, 76, 50),
+  (176, 100, 92),
+  (50, 46, 50),
+  (40, 110, 120),
+  (184, 130, 70),
+  (170, 60, 110),
+]
 _BLUSHES = [(226, 90, 90), (232, 110, 84), (220, 84, 124)]
 
 
@@ -42,7 +60,10 @@ class Makeup:
 
 def draw_makeup(dice) -> Makeup:
   """A random look; `dice` is a `scene.Dice`."""
-  jitter = lambda colors: np.clip(srgb(*dice.choice(colors)) * dice.range(0.75, 1.3), 0, 1)
+
+  def jitter(colors: list[tuple[int, int, int]]) -> np.ndarray:
+    return np.minimum(srgb(*dice.choice(colors)) * dice.range(0.75, 1.3), 1)
+
   return Makeup(
     lip=jitter(_LIPS),
     lip_opacity=dice.range(0.55, 0.95),

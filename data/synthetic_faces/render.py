@@ -1,7 +1,8 @@
 """One face, rendered: `render(seed, index)` is a pure function of its arguments, picture and exact label map.
 
-A scene is drawn (`scene`), its solid shapes are lit on a fixed grid (`head`, `hair`, `body`, `wear`, `lighting`), what is
-seen is painted at the picture's own size with antialiased masks (`canvas`, `face`), and both are multiplied.
+A scene is drawn (`scene`), its solid shapes are lit on a fixed grid (`head`, `hair`, `body`, `wear`, `lighting`), what
+is seen is painted at the picture's own size with antialiased masks (`canvas`, `skin`, `features`), and both are
+multiplied, over a background (`backdrop`).
 """
 
 import functools
@@ -154,15 +155,21 @@ def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
   lit, highlight = illuminate(stage.relief, scene.light, softness)
   gloss = _to_size(highlight[None], size)[0] * stage.shine
   image = canvas.color * _to_size(lit, size)
-  image += gloss * scene.light.key[:, None, None]
-  # A shoulder instead of clipping: highlights on light skin keep their form.
-  over = np.maximum(image - 0.6, 0)
-  image = np.minimum(image, 0.6) + over / (1 + 2.5 * over)
+  for plane, key in zip(image, scene.light.key.tolist(), strict=True):
+    plane += gloss * key
   ground = _to_size(backdrop, size)
-  image = ground + (image - ground) * canvas.solid
-  image *= _vignette(size, round(camera.vignette, 2)) * camera.balance[:, None, None]
+  vignette = _vignette(size, round(camera.vignette, 2))
+  for plane, behind, balance in zip(image, ground, camera.balance.tolist(), strict=True):
+    # A shoulder instead of clipping: highlights on light skin keep their form.
+    over = np.maximum(plane - 0.6, 0)
+    np.minimum(plane, 0.6, out=plane)
+    plane += over / (1 + 2.5 * over)
+    plane -= behind
+    plane *= canvas.solid
+    plane += behind
+    plane *= vignette * balance
+    np.sqrt(np.minimum(plane, 1, out=plane), out=plane)
   sigma = camera.blur * size
-  image = np.sqrt(np.minimum(np.maximum(image, 0), 1))
   image = cv2.merge(list(image))
   reach = 2 * int(2.5 * sigma + 0.5) + 1
   image = cv2.GaussianBlur(image, (reach, reach), sigma)

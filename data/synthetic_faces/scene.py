@@ -1,4 +1,4 @@
-"""What a picture shows: every random choice of a face, its light and its surroundings, drawn before anything is rendered.
+"""What a picture shows: every random choice of a face and its light, drawn before anything is rendered.
 
 Lengths are in head units: 1 is half the width of the face at the cheekbones (7 cm in life), with the origin between the
 eyes, x to the right of the picture, y down, z to the camera. Angles are radians. Colours are float32 [3], linear light.
@@ -11,21 +11,20 @@ import numpy as np
 from .canvas import srgb
 from .makeup import Makeup, draw_makeup
 
-HAIR_STYLES = (
-  'bald', 'buzz', 'short', 'fringe', 'side_part', 'bob', 'long', 'wavy', 'curly', 'afro', 'updo', 'receding',
-)  # fmt: skip
 LONG_STYLES = ('bob', 'long', 'wavy', 'curly')
 HATS = ('beanie', 'cap', 'brim', 'bandana')
 
-_SKIN_TONES = np.stack(
-  [srgb(*c) for c in [(244, 213, 196), (236, 195, 170), (226, 178, 146), (204, 148, 112), (168, 112, 80), (124, 80, 56), (84, 54, 40)]]
-)  # fmt: skip
+_SKIN_TONES = np.stack([srgb(*c) for c in [
+  (244, 213, 196), (236, 195, 170), (226, 178, 146), (204, 148, 112), (168, 112, 80), (124, 80, 56), (84, 54, 40),
+]])  # fmt: skip
 _HAIR_COLORS = [
   (22, 18, 18), (30, 23, 21), (44, 30, 24), (62, 42, 30), (88, 60, 40), (122, 86, 54), (176, 136, 84), (216, 184, 128),
   (130, 62, 32), (164, 84, 44), (120, 116, 114), (190, 188, 186), (226, 222, 216), (140, 40, 70), (60, 80, 130),
 ]  # fmt: skip
 _HAIR_ODDS = np.cumsum([16, 16, 14, 11, 9, 7, 6, 5, 3, 3, 4, 3, 1.5, 1, 0.5])
 _IRIS_COLORS = [(58, 36, 22), (80, 50, 28), (104, 74, 42), (92, 98, 58), (72, 104, 132), (96, 130, 150), (90, 108, 104)]
+_FRAME_COLORS = [(22, 20, 22), (24, 22, 20), (90, 52, 28), (168, 140, 84), (150, 30, 40), (40, 60, 110)]
+_NECKLINES = ['crew', 'scoop', 'vee', 'shirt', 'suit', 'turtle', 'hood']
 
 
 class Dice:
@@ -90,10 +89,9 @@ class Light:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """The head's build. `age` and `softness` (1: soft, feminine features; 0: rugged ones) are in [0, 1]."""
+  """The head's build; `age` is in [0, 1]."""
 
   age: float
-  softness: float
   cranium: float
   cheek: float
   jaw: float
@@ -127,7 +125,6 @@ class Features:
   nose_width: float
   nose_bridge: float
   nose_tip: float
-  nose_tilt: float
   mouth_y: float
   mouth_width: float
   upper_lip: float
@@ -141,7 +138,7 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Skin:
-  """Albedo of skin and lips; the amounts, in [0, 1], of shine, redness, freckles, stubble and beard; where it is blotchy."""
+  """Albedo of skin and lips; shine, redness, freckles, stubble in [0, 1]; `offset` chooses its blotches."""
 
   color: np.ndarray
   lip: np.ndarray
@@ -196,7 +193,7 @@ class Wear:
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-  """Blur (Gaussian sigma in picture units), noise (deviation in display range), vignette strength, white balance [3]."""
+  """Blur (Gaussian sigma, picture units), noise (deviation, display range), vignette strength, white balance [3]."""
 
   blur: float
   noise: float
@@ -222,6 +219,7 @@ class Scene:
 def draw_scene(rng: np.random.Generator) -> Scene:
   """All choices of one picture. The numbers used up depend on the choices, never on what is rendered later."""
   dice = Dice(rng)
+  # 1: soft, feminine features; 0: rugged ones. Most faces lie nearer to one end.
   softness = min(max(dice.choice([0.22, 0.78]) + dice.bell(0, 0.13), 0), 1)
   age = dice.unit() ** 1.4
   tone = dice.unit()
@@ -251,7 +249,7 @@ def _pose(dice: Dice) -> Pose:
     roll=dice.bell(0, 0.08),
     scale=0.5 / half_span,
     x=0.5 + dice.bell(0, 0.02),
-    y=0.475 + dice.bell(0, 0.018),
+    y=0.462 + dice.bell(0, 0.018),
   )
 
 
@@ -270,7 +268,6 @@ def _light(dice: Dice) -> Light:
 def _shape(dice: Dice, softness: float, age: float) -> Shape:
   return Shape(
     age=age,
-    softness=softness,
     cranium=dice.bell(1.0, 0.025),
     cheek=dice.bell(0.965, 0.03),
     jaw=dice.bell(0.90 - 0.10 * softness, 0.035),
@@ -306,7 +303,6 @@ def _features(dice: Dice, softness: float, age: float) -> Features:
     nose_width=dice.bell(0.275 - 0.03 * softness, 0.026),
     nose_bridge=dice.range(0.08, 0.17),
     nose_tip=dice.bell(0.27 - 0.03 * softness, 0.03),
-    nose_tilt=dice.bell(0.0, 0.03),
     mouth_y=dice.bell(1.02, 0.02),
     mouth_width=dice.bell(0.375, 0.022) * (1.13 if smiling else 1.0),
     upper_lip=max(0.090 * fullness, 0.035) * (0.85 if smiling else 1.0),
@@ -345,7 +341,9 @@ def _hair(dice: Dice, softness: float, age: float, tone: float) -> Hair:
   if feminine:
     odds = dict(fringe=0.08, side_part=0.10, bob=0.17, long=0.22, wavy=0.20, curly=0.08, afro=0.03, updo=0.12)
   else:
-    odds = dict(bald=0.08, buzz=0.14, short=0.30, fringe=0.12, side_part=0.18, receding=0.08, afro=0.04, long=0.03, curly=0.03)
+    odds = dict(
+      bald=0.08, buzz=0.14, short=0.30, fringe=0.12, side_part=0.18, receding=0.08, afro=0.04, long=0.03, curly=0.03
+    )
   styles, edges = list(odds), np.cumsum(list(odds.values()))
   style = styles[int(np.searchsorted(edges, dice.unit() * edges[-1]))]
   if tone > 0.75 and style in ('long', 'bob') and dice.chance(0.5):
@@ -371,11 +369,13 @@ def _hair(dice: Dice, softness: float, age: float, tone: float) -> Hair:
 
 
 def _wear(dice: Dice, softness: float) -> Wear:
-  glasses = dice.choice(['round', 'square', 'square', 'rimless', 'cat', 'sun', 'sun', 'aviator']) if dice.chance(0.13) else ''
+  glasses = (
+    dice.choice(['round', 'square', 'square', 'rimless', 'cat', 'sun', 'sun', 'aviator']) if dice.chance(0.13) else ''
+  )
   dark_lens = glasses in ('sun', 'aviator')
   return Wear(
     glasses=glasses,
-    glasses_color=dice.choice([srgb(22, 20, 22), srgb(24, 22, 20), srgb(90, 52, 28), srgb(168, 140, 84), srgb(150, 30, 40), srgb(40, 60, 110)]),
+    glasses_color=srgb(*dice.choice(_FRAME_COLORS)),
     lens=dice.choice([srgb(18, 18, 22), srgb(48, 32, 22), srgb(22, 36, 46)]) if dark_lens else srgb(210, 222, 230),
     lens_opacity=dice.range(0.82, 0.96) if dark_lens else dice.range(0.04, 0.14),
     hat=dice.choice(HATS) if dice.chance(0.08) else '',
@@ -386,9 +386,9 @@ def _wear(dice: Dice, softness: float) -> Wear:
     necklace=dice.choice(['chain', 'beads', 'pendant']) if dice.chance(0.04 + 0.17 * softness) else '',
     metal=dice.choice([srgb(232, 190, 96), srgb(218, 220, 226), srgb(224, 168, 140)]),
     gem=dice.color(0.85, 0.5, 1.0),
-    neckline=dice.choice(['crew', 'scoop', 'vee', 'shirt', 'suit', 'turtle', 'hood', 'straps' if softness > 0.5 else 'crew']),
+    neckline=dice.choice([*_NECKLINES, 'straps' if softness > 0.5 else 'crew']),
     pattern=dice.choice(['plain', 'plain', 'plain', 'stripes', 'bars', 'plaid', 'dots']),
     cloth=dice.color(dice.range(0, 0.85), 0.08, 0.95),
     cloth_second=dice.color(dice.range(0, 0.85), 0.1, 1.0),
     shoulder=dice.bell(1.75 - 0.22 * softness, 0.1),
-  )  # fmt: skip
+  )

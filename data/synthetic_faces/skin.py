@@ -8,7 +8,7 @@ import numpy as np
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, Patch, clip, curve, ellipse, ribbon, within
+from .canvas import Canvas, Patch, clip, curve, ellipse, within
 from .head import GRID, Head
 from .makeup import Makeup
 from .scene import Scene
@@ -21,22 +21,24 @@ _EARS = {1: labels.index('l_ear'), -1: labels.index('r_ear')}
 def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) -> Patch:
   """The head's skin with its blotches, freckles and beard, and the makeup that lies on skin."""
   skin, features = scene.skin, scene.features
-  patch = canvas.cover(head.outline())
+  patch = canvas.cover(head.outline)
   fit = functools.partial(_fitted, head=head, patch=patch, size=canvas.size)
-  at = lambda terms: fit(head.over_face(terms))
+
+  def at(terms: list[tuple[float, float, float, float, float]]) -> np.ndarray:
+    return fit(head.over_face(terms))
+
   x, y = fit(head.x), fit(head.y)
   color = np.empty((3, *patch.cover.shape), np.float32)
-  nose, mouth = features.nose_y, features.mouth_y
+  nose = features.nose_y
   flush = at([
-    (0.8, 0.55, 0.22, 0.45, 0.18), (0.9, 0, 0.15, nose, 0.11), (0.35, 0, 0.3, 1.45, 0.14), (0.55, features.eye_x, 0.2, 0.08, 0.09),
-    (0.25, 0, 0.5, -0.7, 0.2),
+    (0.8, 0.55, 0.22, 0.45, 0.18), (0.9, 0, 0.15, nose, 0.11), (0.35, 0, 0.3, 1.45, 0.14),
+    (0.55, features.eye_x, 0.2, 0.08, 0.09), (0.25, 0, 0.5, -0.7, 0.2),
   ])  # fmt: skip
   blotches = tiles.sample(tiles.clouds, x * 0.45 + skin.offset, y * 0.45)
-  pores = tiles.sample(tiles.grain, x * 0.22, y * 0.22 + skin.offset)
   even = 1 - (0.8 * makeup.foundation if makeup else 0.0)
   lift = 1 + (makeup.foundation_lift if makeup else 0.0)
   red = even * skin.redness * (flush + 0.25 * blotches)
-  tone = lift * (1 + even * (0.035 * blotches + 0.022 * pores))
+  tone = lift * (1 + even * 0.04 * blotches)
   if skin.freckles:
     spots = tiles.sample(tiles.grain, x * 0.11, y * 0.11 + skin.offset)
     tone -= even * skin.freckles * 0.5 * clip(spots - 1.1, 0, 0.7) * clip(flush * 1.5, 0, 1)
@@ -51,7 +53,7 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
     _beard(color, at, x, y, scene)
   if makeup:
     blush = clip(at([(1.0, 0.62, 0.20, 0.42, 0.13)]), 0, 1) * makeup.blush_opacity
-    shadow = at([(0.9, features.eye_x + 0.03, 0.18, -0.085, 0.062), (0.5, features.eye_x + 0.16, 0.10, -0.05, 0.06)])
+    shadow = at([(1.05, features.eye_x + 0.03, 0.19, -0.09, 0.07), (0.5, features.eye_x + 0.16, 0.10, -0.05, 0.06)])
     shadow = clip(1.15 * shadow, 0, 1) * makeup.shadow_opacity
     for opacity, pigment in ((blush, makeup.blush), (shadow, makeup.shadow)):
       # Pigment tints the skin below it rather than hiding it.
@@ -80,9 +82,19 @@ def _beard(color: np.ndarray, at, x: np.ndarray, y: np.ndarray, scene: Scene) ->
   """Beard or stubble, over the skin colour in place; it grows where the terms say and not on the lips."""
   skin, features = scene.skin, scene.features
   mouth, chin = features.mouth_y, scene.shape.chin_y
-  moustache = [(1.15, 0.12, 0.14, mouth - features.upper_lip - 0.075, 0.042), (1.05, 0.31, 0.10, mouth - features.upper_lip - 0.035, 0.05), (0.7, features.mouth_width, 0.07, mouth + 0.02, 0.12)]
+  moustache = [
+    (1.15, 0.12, 0.14, mouth - features.upper_lip - 0.075, 0.042),
+    (1.05, 0.31, 0.10, mouth - features.upper_lip - 0.035, 0.05),
+    (0.7, features.mouth_width, 0.07, mouth + 0.02, 0.12),
+  ]
   goatee = [*moustache, (1.7, 0, 0.22, chin - 0.12, 0.16), (0.8, features.mouth_width - 0.02, 0.08, mouth + 0.15, 0.16)]
-  full = [*goatee, (1.5, 0.55, 0.17, 1.28, 0.2), (1.4, 0.80, 0.13, 0.85, 0.22), (1.0, 0.3, 0.25, 1.5, 0.12), (0.7, 0.95, 0.10, 0.4, 0.25)]
+  full = [
+    *goatee,
+    (1.5, 0.55, 0.17, 1.28, 0.2),
+    (1.4, 0.80, 0.13, 0.85, 0.22),
+    (1.0, 0.3, 0.25, 1.5, 0.12),
+    (0.7, 0.95, 0.10, 0.4, 0.25),
+  ]
   terms = {'full': full, 'goatee': goatee, 'moustache': moustache[:2], '': full}[skin.beard]
   density = at(terms)
   strand = tiles.sample(tiles.strands, x * 0.55 + 0.1 * y * np.sign(x), y * 0.5 + skin.offset)
@@ -97,12 +109,21 @@ def _beard(color: np.ndarray, at, x: np.ndarray, y: np.ndarray, scene: Scene) ->
   color += (hair - color) * opacity
 
 
+# (out from the head, down): a C with a lobe, and the hollow in it.
+_EAR = curve(np.array([
+  (-0.1, -0.02), (0.28, -0.33), (0.75, -0.42), (1.02, -0.15), (0.92, 0.35), (0.62, 0.72), (0.40, 1.18), (0.08, 1.30),
+  (-0.12, 0.95), (-0.15, 0.4),
+]), 4, closed=True)  # fmt: skip
+_CONCHA = curve(np.array([
+  (0.10, 0.1), (0.38, -0.15), (0.70, -0.1), (0.66, 0.3), (0.52, 0.45), (0.50, 0.15), (0.38, 0.12), (0.36, 0.5),
+  (0.15, 0.75),
+]), 4, closed=True)  # fmt: skip
+
+
 def paint_ear(canvas: Canvas, head: Head, scene: Scene, side: int) -> np.ndarray:
   """One ear (`side` +1: the subject's left) -> its outline, picture units."""
   features = scene.features
   size = features.ear_size
-  # (out from the head, down): a C with a lobe, standing off the side of the head by `ear_out`.
-  shape = np.array([(-0.1, -0.02), (0.28, -0.33), (0.75, -0.42), (1.02, -0.15), (0.92, 0.35), (0.62, 0.72), (0.40, 1.18), (0.08, 1.30), (-0.12, 0.95), (-0.15, 0.4)])  # fmt: skip
   out, lean = features.ear_out, 0.12
 
   def place(points: np.ndarray) -> np.ndarray:
@@ -110,14 +131,9 @@ def paint_ear(canvas: Canvas, head: Head, scene: Scene, side: int) -> np.ndarray
     x = side * (0.955 * scene.shape.cheek + u * (0.25 + 0.55 * out))
     return head.project(x, 0.13 + v, -0.02 - u * (0.9 - 0.4 * out) - v * lean)
 
-  outline = curve(place(shape), closed=True)
+  outline = place(_EAR)
   patch = canvas.cover(outline)
   skin = scene.skin.color * np.array([1.02, 0.90, 0.88], np.float32)
   canvas.paint(patch, skin, _EARS[side])
-  inner = curve(place(np.array([(0.10, 0.1), (0.38, -0.15), (0.70, -0.1), (0.68, 0.3), (0.42, 0.62), (0.15, 0.75)])), closed=True)
-  canvas.shade(within(canvas.cover(inner), patch), np.array([0.66, 0.54, 0.5]), 0.85)
-  ridge = curve(place(np.array([(0.42, 0.75), (0.55, 0.35), (0.48, 0.05), (0.35, -0.12)])))
-  canvas.paint(within(canvas.cover(ribbon(ridge, 0.05 * head.pose.scale)), patch), skin * 1.08, opacity=0.7)
+  canvas.shade(canvas.cover(place(_CONCHA)), np.array([0.66, 0.54, 0.5]), 0.8)
   return outline
-
-

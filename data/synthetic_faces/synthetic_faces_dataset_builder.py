@@ -40,7 +40,9 @@ class SyntheticFacesConfig(tfds.core.BuilderConfig):
   makeup_pairs: bool = False
 
 
-def make_config(*, size: int = 144, count: int = 10_000, seed: int = 0, makeup_pairs: bool = False) -> SyntheticFacesConfig:
+def make_config(
+  *, size: int = 144, count: int = 10_000, seed: int = 0, makeup_pairs: bool = False
+) -> SyntheticFacesConfig:
   """A config named after its size: `faces_<size>` or `makeup_<size>`."""
   if size < 16:
     raise UserError(f'size={size} is too small for a face; choose 16 pixels or more')
@@ -72,15 +74,18 @@ class Builder(tfds.core.ShardBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     config = self.builder_config
-    picture = lambda channels: tfds.features.Image(shape=(None, None, channels), dtype=np.uint8, encoding_format='png')
-    features = {'id': tfds.features.Text(), 'image': picture(3), 'label': picture(1)}
+    features = {'id': tfds.features.Text(), 'image': _picture(3), 'label': _picture(1)}
     if config.makeup_pairs:
       names = render(0, 0, size=16).makeup
-      features |= {'makeup_image': picture(3), 'makeup': {name: tfds.features.Scalar(np.float32) for name in names}}
+      features |= {'makeup_image': _picture(3), 'makeup': {name: tfds.features.Scalar(np.float32) for name in names}}
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(features),
       metadata=tfds.core.MetadataDict(
-        label_order='celebamask_hq', classes=list(labels.CLASSES), seed=config.seed, count=config.count, size=config.size
+        label_order='celebamask_hq',
+        classes=list(labels.CLASSES),
+        seed=config.seed,
+        count=config.count,
+        size=config.size,
       ),
     )
 
@@ -112,6 +117,10 @@ class Builder(tfds.core.ShardBasedBuilder):
     # Spawned, not forked: the caller may hold JAX's threads and locks, which a fork would copy half-held.
     with multiprocessing.get_context('spawn').Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
       yield from map(_readable, pool.imap(make, indices, chunksize=32))
+
+
+def _picture(channels: int) -> tfds.features.Image:
+  return tfds.features.Image(shape=(None, None, channels), dtype=np.uint8, encoding_format='png')
 
 
 def _example(index: int, *, size: int, seed: int, makeup_pairs: bool) -> tuple[str, dict]:

@@ -15,8 +15,8 @@ def _normalised(tile: np.ndarray) -> np.ndarray:
 
 def _periodic_blur(noise: np.ndarray, sigma_x: float, sigma_y: float) -> np.ndarray:
   frequency = np.fft.fftfreq(SIDE)
-  gauss = lambda sigma: np.exp(-2 * (np.pi * frequency * sigma) ** 2)
-  return np.fft.ifft2(np.fft.fft2(noise) * gauss(sigma_y)[:, None] * gauss(sigma_x)[None]).real
+  rows, columns = (np.exp(-2 * (np.pi * frequency * sigma) ** 2) for sigma in (sigma_y, sigma_x))
+  return np.fft.ifft2(np.fft.fft2(noise) * rows[:, None] * columns).real
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import numpy as np
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, clip, curve, ellipse, ribbon, within
+from .canvas import Canvas, clip, curve, ellipse, moved, ribbon, within
 from .head import Head
 from .lighting import Relief
 from .scene import Scene
@@ -17,56 +17,68 @@ _SEEN_THROUGH = np.array([name in ('l_eye', 'r_eye', 'l_brow', 'r_brow') for nam
 
 # Half a lens's outline about its middle, in head units.
 _LENSES = {
-  'round': [(0.27 * c, 0.26 * s) for c, s in zip(np.cos(np.arange(12) * np.pi / 6), np.sin(np.arange(12) * np.pi / 6), strict=True)],
-  'square': [(-0.29, -0.18), (0, -0.20), (0.31, -0.20), (0.33, -0.05), (0.29, 0.17), (0, 0.21), (-0.25, 0.17), (-0.30, 0.0)],
-  'cat': [(-0.28, -0.14), (0, -0.19), (0.38, -0.29), (0.37, -0.08), (0.26, 0.16), (0, 0.20), (-0.24, 0.15), (-0.29, 0.0)],
-  'aviator': [(-0.28, -0.17), (0, -0.21), (0.33, -0.19), (0.35, 0.0), (0.24, 0.27), (0.0, 0.33), (-0.20, 0.22), (-0.29, 0.0)],
-  'sun': [(-0.32, -0.19), (0, -0.23), (0.38, -0.24), (0.40, -0.04), (0.32, 0.21), (0, 0.26), (-0.26, 0.20), (-0.33, 0.0)],
+  'round': ellipse(0, 0, 0.27, 0.26, count=12).tolist(),
+  'square': [
+    (-0.29, -0.18), (0, -0.20), (0.31, -0.20), (0.33, -0.05), (0.29, 0.17), (0, 0.21), (-0.25, 0.17), (-0.30, 0.0),
+  ],
+  'cat': [
+    (-0.28, -0.14), (0, -0.19), (0.38, -0.29), (0.37, -0.08), (0.26, 0.16), (0, 0.20), (-0.24, 0.15), (-0.29, 0.0),
+  ],
+  'aviator': [
+    (-0.28, -0.17), (0, -0.21), (0.33, -0.19), (0.35, 0.0), (0.24, 0.27), (0.0, 0.33), (-0.20, 0.22), (-0.29, 0.0),
+  ],
+  'sun': [
+    (-0.32, -0.19), (0, -0.23), (0.38, -0.24), (0.40, -0.04), (0.32, 0.21), (0, 0.26), (-0.26, 0.20), (-0.33, 0.0),
+  ],
 }  # fmt: skip
 _LENSES['rimless'] = [(x, 0.85 * y) for x, y in _LENSES['square']]
 _RIM = {'rimless': 0.012, 'aviator': 0.022, 'round': 0.035, 'square': 0.05, 'cat': 0.06, 'sun': 0.07}
 
 
 def paint_glasses(canvas: Canvas, head: Head, scene: Scene) -> None:
-  """Frame and lenses. Eyes and brows keep their labels behind clear lenses, as in CelebAMask-HQ, not behind dark ones."""
-  wear, features, scale = scene.wear, scene.features, head.pose.scale
+  """Frame and lenses. As in CelebAMask-HQ, eyes and brows keep their labels behind clear lenses, not behind dark."""
+  wear, scale = scene.wear, head.pose.scale
   clear = wear.lens_opacity < 0.5
   rim = _RIM[wear.glasses] * scale
-  front = lambda points: head.project(points[:, 0], points[:, 1], 1.30 - 0.34 * np.square(points[:, 0]))
   labels_below = canvas.label.copy()
-  shape = np.array(_LENSES[wear.glasses])
-  shadow = lambda line: canvas.shade(canvas.cover(ribbon(line + (0.01 * scale, 0.06 * scale), 2 * rim)), np.array([0.72, 0.62, 0.6]), 0.7)
-  rims = []
-  for side in (1, -1):
-    outline = front(curve(shape + (features.eye_x + 0.01, 0.03), 4, True) * (side, 1))
-    ring = np.concatenate([outline, outline[:1]])
-    shadow(ring)
+  outlines, lines = _glasses_lines(head, scene)
+  for outline in outlines:
+    shadow = canvas.cover(ribbon(moved(outline, 0.01 * scale, 0.06 * scale), 2 * rim))
+    canvas.shade(shadow, np.array([0.72, 0.62, 0.6]), 0.7)
     lens = canvas.cover(outline)
     canvas.paint(lens, wear.lens, _GLASSES, opacity=wear.lens_opacity)
-    low, high = outline.min(0), outline.max(0)
-    span = high - low
-    glare = np.array([(0.12, 0.0), (0.34, 0.0), (0.10, 1.0), (-0.12, 1.0)]) * span + low
-    canvas.paint(within(canvas.cover(glare + (0.18 * span[0], 0)), lens), np.full(3, 0.9), opacity=0.10 if clear else 0.16)
-    top = clip((high[1] - np.linspace(low[1], high[1], lens.cover.shape[0])) / span[1], 0, 1)[:, None].astype(np.float32)
-    canvas.paint(lens, np.array([0.62, 0.72, 0.82]), opacity=(0.04 if clear else 0.22) * top**2)
-    rims.append(ring)
-    temple = np.array([(features.eye_x + 0.34, -0.05, 1.20), (0.92, -0.02, 0.75), (1.03, 0.0, 0.05)])
-    rims.append(head.project(temple[:, 0] * side, temple[:, 1], temple[:, 2]))
-  inner = features.eye_x - 0.27
-  rims.append(front(curve(np.array([(-inner, -0.02), (0, -0.08), (inner, -0.02)]))))
-  # The far arm is hidden behind the face when the head turns.
-  turn = scene.pose.yaw
-  arms = {1: (1 if turn > 0.06 else None), 3: (3 if turn < -0.06 else None)}
+    low, span = outline.min(0), np.ptp(outline, axis=0)
+    glare = low + span * np.array([(0.30, 0.0), (0.52, 0.0), (0.28, 1.0), (0.06, 1.0)])
+    canvas.paint(within(canvas.cover(glare), lens), np.full(3, 0.9), opacity=0.10 if clear else 0.16)
+    sky = np.square(np.linspace(1, 0, len(lens.cover), dtype=np.float32))[:, None]
+    canvas.paint(lens, np.array([0.62, 0.72, 0.82]), opacity=(0.04 if clear else 0.22) * sky)
   frame = np.zeros(canvas.label.shape, bool)
-  for i, line in enumerate(rims):
-    if i in arms and arms[i] is not None:
-      continue
-    shape_cover = canvas.cover(ribbon(line, rim))
-    canvas.paint(shape_cover, wear.glasses_color, _GLASSES)
-    frame[shape_cover.rows, shape_cover.columns] |= shape_cover.cover >= 0.5
-    canvas.paint(canvas.cover(ribbon(line + (-0.1 * rim, -0.22 * rim), 0.3 * rim)), wear.glasses_color * 2 + 0.10, opacity=0.5)
+  for line in lines:
+    bar = canvas.cover(ribbon(line, rim))
+    canvas.paint(bar, wear.glasses_color, _GLASSES)
+    frame[bar.rows, bar.columns] |= bar.cover >= 0.5
+    edge = canvas.cover(ribbon(moved(line, -0.1 * rim, -0.22 * rim), 0.3 * rim))
+    canvas.paint(edge, wear.glasses_color * 2 + 0.10, opacity=0.5)
   if clear:
     np.copyto(canvas.label, labels_below, where=_SEEN_THROUGH[labels_below] & ~frame)
+
+
+def _glasses_lines(head: Head, scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """The lenses' outlines, and all lines of the frame that are seen; picture units."""
+  eye_x, yaw = scene.features.eye_x, scene.pose.yaw
+
+  def front(points: np.ndarray) -> np.ndarray:
+    return head.project(points[:, 0], points[:, 1], 1.30 - 0.34 * np.square(points[:, 0]))
+
+  lens = moved(curve(np.array(_LENSES[scene.wear.glasses]), 4, True), eye_x + 0.01, 0.03)
+  outlines = [front(lens * np.array([side, 1])) for side in (1, -1)]
+  lines = [np.concatenate([outline, outline[:1]]) for outline in outlines]
+  inner = eye_x - 0.27
+  lines.append(front(curve(np.array([(-inner, -0.02), (0, -0.08), (inner, -0.02)]))))
+  x, y, z = np.array([(eye_x + 0.34, -0.05, 1.20), (0.92, -0.02, 0.75), (1.03, 0.0, 0.05)]).T
+  # The far arm is hidden behind the face when the head turns.
+  lines.extend(head.project(side * x, y, z) for side in (1, -1) if side * yaw < 0.06)
+  return outlines, lines
 
 
 class Hat:
@@ -93,7 +105,9 @@ class Hat:
     self.brim_back = self.brim = None
     if self.kind == 'brim':
       self.brim_back = self._ring(brim_turn, y + 0.04 + 0.05 * np.cos(brim_turn), 1.75)
-      self.brim = np.concatenate([self._ring(turn * 1.12, y + 0.10, 1.75), self._ring(turn * 1.12, y - 0.02, 1.08)[::-1]])
+      self.brim = np.concatenate(
+        [self._ring(turn * 1.12, y + 0.10, 1.75), self._ring(turn * 1.12, y - 0.02, 1.08)[::-1]]
+      )
     elif self.kind == 'cap':
       fan = np.linspace(-1.0, 1.0, 17)
       visor = self._ring(fan, y + 0.10 + 0.20 * np.cos(fan * 1.35), 1.10 + 0.55 * np.cos(fan * 1.35))
@@ -129,7 +143,9 @@ class Hat:
     if self.kind == 'beanie':
       knit = 0.82 + 0.18 * np.sin(26 * (u + 0.25 * u * (v + 1))) + 0.05 * tiles.sample(tiles.grain, u * 0.3, v * 0.3)
     else:
-      knit = 1 + 0.07 * tiles.sample(tiles.clouds, u * 0.5, v * 0.5) + 0.04 * tiles.sample(tiles.grain, u * 0.35, v * 0.35)
+      knit = (
+        1 + 0.07 * tiles.sample(tiles.clouds, u * 0.5, v * 0.5) + 0.04 * tiles.sample(tiles.grain, u * 0.35, v * 0.35)
+      )
     base = color[:, None, None] * knit
     if self.kind == 'bandana':
       dots = clip(5 * (np.sin(14 * u) * np.sin(14 * v) - 0.45), 0, 1)
@@ -162,7 +178,10 @@ def paint_earring(canvas: Canvas, head: Head, scene: Scene, ear: np.ndarray) -> 
   wear, scale = scene.wear, head.pose.scale
   lobe = ear[ear[:, 1].argmax()] - (0, 0.05 * scale)
   x, y = lobe
-  dot = lambda dx, dy, rx, ry: ellipse(x + dx * scale, y + dy * scale, rx * scale, ry * scale)
+
+  def dot(dx: float, dy: float, rx: float, ry: float) -> np.ndarray:
+    return ellipse(x + dx * scale, y + dy * scale, rx * scale, ry * scale)
+
   if wear.earrings == 'stud':
     parts = [([dot(0, 0, 0.075, 0.075)], wear.gem * 0.7 + 0.1), ([dot(-0.02, -0.02, 0.028, 0.028)], np.full(3, 1.8))]
   elif wear.earrings == 'hoop':

@@ -25,8 +25,8 @@ def gradients(
 ) -> tuple[PyTree, PyTree, Metrics]:
   """Mean gradient of `loss_fn(params, model_state, batch) -> (loss, (model_state, metrics))` over a batch.
 
-  With `accumulate_steps` > 1 the batch is worked off in so many pieces, which takes that much less memory; each piece is
-  normalised by its own BatchNorm statistics, so the result is not that of the whole batch where there is BatchNorm.
+  With `accumulate_steps` > 1 the batch is worked off in so many pieces, which takes that much less memory. Each piece
+  is normalised by its own BatchNorm statistics, so where there is BatchNorm the result is not that of the whole batch.
 
   Returns:
     (gradient, model state after the batch, metrics with 'grad_norm'); averaged over the devices of `axis_name`.
@@ -36,9 +36,7 @@ def gradients(
     (_, (model_state, metrics)), gradient = value_and_grad(params, model_state, batch)
   else:
     # Neighbouring rows go to different pieces, so that every device keeps its own rows in every piece.
-    pieces = jax.tree.map(
-      lambda rows: rows.reshape(-1, accumulate_steps, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
-    )
+    pieces = jax.tree.map(lambda rows: rows.reshape(-1, accumulate_steps, *rows.shape[1:]).swapaxes(0, 1), dict(batch))
 
     def add(carry: tuple[PyTree, PyTree], piece: Mapping[str, jax.Array]) -> tuple[tuple[PyTree, PyTree], Metrics]:
       total, model_state = carry

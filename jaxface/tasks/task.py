@@ -16,13 +16,14 @@ class Task(Protocol):
 
   A batch holds the fields named by `batch_fields` and `optional_fields`, uint8 with B rows, and
 
-  - 'row' int32 [B]: each row's number in the global batch. Randomness per example is drawn from it (`row_keys`), so that
-    the same rows get the same noise on one device or many, in one piece or accumulated.
+  - 'row' int32 [B]: each row's number in the global batch. Randomness per example is drawn from it (`row_keys`), so
+    that the same rows get the same noise on one device or many, in one piece or accumulated.
   - in evaluation 'weight' float32 [B]: 1 for a real row, 0 for one that fills up the last batch.
   """
 
   batch_fields: tuple[str, ...]
   optional_fields: tuple[str, ...]  # Also given where the dataset can.
+  columns: tuple[str, ...]  # What `render` may return, in the order to show it.
   comparison: tuple[str, ...]  # Columns of `render` that a comparison of runs shows, the first that there is.
   protocol: dict[str, str]  # What the names of the metrics leave open: variants, windows, sizes.
 

@@ -62,8 +62,7 @@ class VaeLoss:
       'ssim': lambda a, b: losses.ssim_loss(a, b, filter_size=self.filter_size),
     }
     terms = {
-      name: weight * measures[name](image, predicted.image)
-      for name, weight in RECONSTRUCTION_LOSSES[self.name].items()
+      name: weight * measures[name](image, predicted.image) for name, weight in RECONSTRUCTION_LOSSES[self.name].items()
     }
     terms['kl'] = self.kl_weight * losses.kl_divergence(predicted.mean, predicted.log_sigma)
     if self.masks:
@@ -80,10 +79,11 @@ class VaeTask:
   model: FaceMaskVAE
   loss: VaeLoss
   optimizer: optax.GradientTransformation
-  augment: Augment = Augment()
+  augment: Augment = dataclasses.field(default_factory=Augment)
   accumulate_steps: int = 1
   ema_decay: float = 0.0  # 0: no averaged copy.
 
+  columns = ('input', 'decoded', 'predicted mask', 'by predicted mask', 'true mask', 'by true mask', 'sample')
   # Columns of `render` that a comparison of several runs shows, the first that there is: the paper's figures set
   # every variant's faces on the true background.
   comparison = ('by true mask', 'decoded')
@@ -109,7 +109,9 @@ class VaeTask:
       'pictures': pictures,
       'ssim': ssim_text,
       'ms_ssim': f'five scales, {ssim_text}' if size >= ms_ssim_least_side(window) else left_out,
-      'vif': 'pixel domain, 4 scales, mean over RGB' if size >= VIF_LEAST_SIDE else f'left out: needs {VIF_LEAST_SIDE} pixels',
+      'vif': 'pixel domain, 4 scales, mean over RGB'
+      if size >= VIF_LEAST_SIDE
+      else f'left out: needs {VIF_LEAST_SIDE} pixels',
       'rmse': 'root per picture, mean over pictures',
     }
 
@@ -131,7 +133,7 @@ class VaeTask:
     augment_key, noise_key = jax.random.split(key)
 
     def loss_fn(params: PyTree, batch_stats: PyTree, piece: Batch) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
-      piece = self.augment({'row': piece['row'], **_as_floats(piece)}, row_keys(augment_key, piece))
+      piece = self.augment({**piece, **_as_floats(piece)}, row_keys(augment_key, piece))
       mask = piece['mask'] if self.loss.masks else None
       predicted, changed = self.model.apply(
         {'params': params, 'batch_stats': batch_stats},
@@ -170,6 +172,11 @@ class VaeTask:
   def predict(self, state: TrainState, image: jax.Array) -> Prediction:
     """Reconstructs `image` [B, S, S, 3] in [0, 1] with z at the posterior's mean and the predicted mask."""
     return self.model.apply({'params': state.params, 'batch_stats': state.model_state}, image)
+
+  def decode(self, state: TrainState, z: jax.Array) -> jax.Array:
+    """Pictures [B, S, S, 3] in [0, 1] of latents `z` [B, D]."""
+    decoded, _ = self.model.apply({'params': state.params, 'batch_stats': state.model_state}, z, method='decode')
+    return decoded
 
   def eval_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
     """Metrics per example [B] under each protocol, 'protocol/metric', those of the mask, and the training loss.
@@ -213,9 +220,7 @@ class VaeTask:
     floats = _as_floats(batch)
     image, mask = floats['image'], floats.get('mask')
     predicted = self.predict(state, image)
-    z = self.draw_noise(key, batch)
-    variables = {'params': state.params, 'batch_stats': state.model_state}
-    drawn, _ = self.model.apply(variables, z, method='decode')
+    drawn = self.decode(state, self.draw_noise(key, batch))
     columns = {'input': image, 'decoded': predicted.decoded}
     if predicted.mask is not None:
       columns |= {'predicted mask': predicted.mask, 'by predicted mask': predicted.image}
@@ -251,6 +256,12 @@ def _composite(decoded: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Arr
   return decoded * mask + image * (1 - mask)
 
 
+def _compute_dtype(name: str) -> jnp.dtype:
+  if name not in ('float32', 'bfloat16'):
+    raise UserError(f'unknown model.dtype {name!r}; choose from float32, bfloat16')
+  return jnp.dtype(name)
+
+
 def make_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
   """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
   model = dict(config.model)
@@ -260,7 +271,7 @@ def make_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
   widths |= {name: model.pop(name) for name in widths if model.get(name)}
   network = FaceMaskVAE(
     **{**widths, 'mask_widths': widths['mask_widths'] if masks else ()},
-    **{**model, 'dtype': jnp.dtype(model['dtype'])},
+    **{**model, 'dtype': _compute_dtype(model['dtype'])},
     axis_name=axis_name,
   )
   return VaeTask(

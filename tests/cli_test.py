@@ -1,0 +1,212 @@
+"""The commands as a user types them: every use of the README in a smoke size, and one clear line for wrong input."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from jaxface.cli import main
+from jaxface.models.vae import stage_widths
+from tests.conftest import REPOSITORY
+
+EXPERIMENT = f'{REPOSITORY}/experiments/vae.py'
+
+
+def _fails(capsys, *words, status=2) -> str:
+  """Runs a command that must fail; returns its one line of error."""
+  try:
+    code = main([str(word) for word in words])
+  except SystemExit as stop:  # argparse leaves by itself.
+    code = stop.code
+  error = capsys.readouterr().err.strip().splitlines()
+  assert code == status, error
+  assert not any('Traceback' in line for line in error)
+  return error[-1]
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('cli') / 'run'
+  words = ['train', '--config', f'{EXPERIMENT}:mask_ssim_l2,smoke', '--config.total_steps=2', '--config.data.workers=0']
+  assert main([*words, '--data-dir', str(data_dir), '--workdir', str(workdir), '--quiet']) == 0
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+  """Pictures of several sizes, one of them grey."""
+  folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+  for i, shape in enumerate([(40, 30, 3), (16, 16, 3), (50, 64)]):
+    cv2.imwrite(str(folder / f'{i}.png'), rng.integers(0, 256, shape, np.uint8))
+  return folder
+
+
+def test_a_run_goes_on_without_its_config(run, capsys):
+  assert main(['train', '--workdir', str(run), '--quiet']) == 0
+
+
+def test_reconstruct_into_a_grid_and_into_files(run, photos, tmp_path):
+  assert main(['reconstruct', '--workdir', str(run), '--images', str(photos), '--out', str(tmp_path / 'grid.png')]) == 0
+  grid = cv2.imread(str(tmp_path / 'grid.png'))
+  assert grid.shape[1] == 4 * 18 + 2
+  assert main(['reconstruct', '--workdir', str(run), '--images', str(photos), '--out', str(tmp_path / 'files')]) == 0
+  written = sorted((tmp_path / 'files').iterdir())
+  assert [cv2.imread(str(path)).shape for path in written] == [(40, 30, 3), (16, 16, 3), (50, 64, 3)]
+
+
+@pytest.mark.parametrize('prior', ['normal', 'fitted'])
+def test_sample_is_a_function_of_its_seed(run, tmp_path, prior):
+  sheets = []
+  for i, seed in enumerate((0, 0, 1)):
+    out = tmp_path / f'{i}.png'
+    words = ['sample', '--workdir', str(run), '--count', '5', '--prior', prior, '--seed', str(seed)]
+    assert main([*words, '--out', str(out)]) == 0
+    sheets.append(cv2.imread(str(out)))
+  np.testing.assert_array_equal(sheets[0], sheets[1])
+  assert sheets[0].shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+
+
+def test_interpolate_begins_and_ends_with_the_pictures(run, photos, tmp_path):
+  out = tmp_path / 'walk.png'
+  assert main(['interpolate', '--workdir', str(run), '--images', str(photos), '--steps', '4', '--out', str(out)]) == 0
+  sheet = cv2.imread(str(out))
+  assert sheet.shape == (2 * 18 + 2, 6 * 18 + 2, 3)
+  np.testing.assert_array_equal(sheet[2:18, 5 * 18 + 2 : 6 * 18], sheet[20:36, 2:18])
+
+
+def test_ablation_prints_both_tables_and_the_claims(data_dir, tmp_path, capsys):
+  words = ['ablation', '--config', EXPERIMENT, '--flags', ',smoke', '--variants', 'mask_l1,nomask_l1']
+  words += ['--data-dir', str(data_dir), '--workdir', str(tmp_path / 'runs'), '--config.total_steps=2']
+  assert main([*words, '--config.data.workers=0']) == 0
+  out = capsys.readouterr().out
+  assert re.search(r'mask_l1 .*\(0.657\)', out)
+  assert 'not judged: masks improve every metric' in out
+  saved = json.loads((tmp_path / 'runs' / 'ablation.json').read_text())
+  assert set(saved['measured']) == {'mask_l1', 'nomask_l1'}
+  assert (tmp_path / 'runs' / 'comparison.png').is_file()
+
+
+def test_benchmark_writes_rows_with_what_was_timed(data_dir, tmp_path, capsys):
+  out = tmp_path / 'rows.json'
+  words = [
+    'benchmark',
+    '--config',
+    f'{EXPERIMENT}:mask_l1,smoke',
+    '--seconds',
+    '0.01',
+    '--only',
+    'loader,train,resident',
+  ]
+  assert main([*words, '--data-dir', str(data_dir), '--out', str(out), '--config.data.workers=0']) == 0
+  rows = json.loads(out.read_text())['rows']
+  timed = ' | '.join(row['timed'] for row in rows)
+  for text in ('loader alone', 'jit on 1 device, ', 'jit on 8 devices', 'data: none', 'data: loader', 'data: resident'):
+    assert text in timed
+  steps = [row for row in rows if 'steps_per_second' in row]
+  for row in steps:
+    assert row['model_tflop_per_step'] > 0
+    assert row['compile_seconds'] > 0
+    np.testing.assert_allclose(row['images_per_second_per_device'] * row['devices'], row['images_per_second'])
+
+
+def _keras_file(path: Path) -> None:
+  """A smoke-sized network's weights, as Keras 2 writes them."""
+  import jax
+
+  from jaxface.convert import to_reference
+  from jaxface.models.vae import FaceMaskVAE
+
+  model = FaceMaskVAE(image_size=16, latent_dim=4, **stage_widths(16, 0.05)._asdict())
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32))
+  tensors = to_reference('vae', jax.tree.map(lambda s: np.full(s.shape, 0.1, np.float32), shapes))
+  layers: dict[str, list[str]] = {}
+  with h5py.File(path, 'w') as file:
+    for name, value in tensors.items():
+      layer, kind = name.split('.')
+      layers.setdefault(layer, []).append(f'{layer}/{kind}:0')
+      file.create_dataset(f'{layer}/{layer}/{kind}:0', data=value)
+    file.attrs['layer_names'] = [layer.encode() for layer in layers]
+    for layer, weights in layers.items():
+      file[layer].attrs['weight_names'] = [weight.encode() for weight in weights]
+
+
+def test_keras_weights_become_a_workdir(data_dir, photos, tmp_path, capsys):
+  _keras_file(tmp_path / 'weights.h5')
+  workdir = tmp_path / 'keras'
+  words = ['convert', 'vae', tmp_path / 'weights.h5', '--workdir', workdir, '--config', EXPERIMENT]
+  assert main([str(word) for word in words]) == 0
+  report = json.loads((workdir / 'convert.json').read_text())
+  assert report['image_size'] == 16
+  assert report['mask_decoder'] is True
+  assert (
+    main(['reconstruct', '--workdir', str(workdir), '--images', str(photos), '--out', str(tmp_path / 'x.png')]) == 0
+  )
+  words = ['evaluate', '--workdir', str(workdir), '--data', 'synthetic_faces/faces_16', '--data-dir', str(data_dir)]
+  assert main([*words, '--batch-size', '8']) == 0
+  assert 'already holds checkpoints' in _fails(
+    capsys, 'convert', 'vae', tmp_path / 'weights.h5', '--workdir', workdir, '--config', EXPERIMENT
+  )
+
+
+def test_wrong_configurations(data_dir, tmp_path, capsys):
+  train = ['train', '--data-dir', data_dir, '--workdir', tmp_path / 'run', '--config']
+  smoke = f'{EXPERIMENT}:mask_l1,smoke'
+  assert "unknown variant 'mask_l3'; choose from mask_l1" in _fails(capsys, *train, f'{EXPERIMENT}:mask_l3')
+  assert "unknown flag 'tiny'; choose from demo, smoke" in _fails(capsys, *train, f'{EXPERIMENT}:mask_l1,tiny')
+  assert 'no configuration file nowhere.py' in _fails(capsys, *train, 'nowhere.py:mask_l1')
+  assert 'batch_sise' in _fails(capsys, *train, smoke, '--config.batch_sise=3')
+  assert 'batch_size' in _fails(capsys, *train, smoke, '--config.batch_size=many')
+  assert 'next that does is 16' in _fails(capsys, *train, smoke, '--config.batch_size=12')
+  assert 'choose from l1, l2' in _fails(capsys, *train, smoke, '--config.loss.name=huber')
+  assert "unknown task 'gan'" in _fails(capsys, *train, smoke, '--config.task=gan')
+  assert 'unrecognized arguments: --sped' in _fails(capsys, *train, smoke, '--sped')
+  assert 'jaxface prepare' in _fails(capsys, *train, smoke, '--config.data.name=face_folder/none')
+  assert 'smallest is 16' in _fails(capsys, *train, smoke, '--config.model.image_size=8')
+  assert 'choose from float32, bfloat16' in _fails(capsys, *train, smoke, '--config.model.dtype=float31')
+  assert not (tmp_path / 'run').exists(), 'nothing may be left of a run that could not begin'
+
+
+def test_wrong_workdirs_and_pictures(run, photos, tmp_path, capsys):
+  assert 'holds no run' in _fails(capsys, 'train', '--workdir', tmp_path / 'none')
+  assert 'holds no run' in _fails(capsys, 'evaluate', '--workdir', tmp_path)
+  reconstruct = ['reconstruct', '--workdir', run, '--out', tmp_path / 'x.png', '--images']
+  assert 'nowhere' in _fails(capsys, *reconstruct, tmp_path / 'nowhere')
+  (tmp_path / 'empty').mkdir()
+  assert 'empty' in _fails(capsys, *reconstruct, tmp_path / 'empty')
+  (tmp_path / 'broken.png').write_bytes((photos / '0.png').read_bytes()[:60])
+  assert 'broken.png' in _fails(capsys, *reconstruct, tmp_path / 'broken.png')
+  assert 'choose best, latest or one of [2]' in _fails(capsys, *reconstruct, photos, '--checkpoint', '7')
+  interpolate = ['interpolate', '--workdir', run, '--out', tmp_path / 'x.png', '--images', photos / '0.png']
+  assert 'needs two pictures or more' in _fails(capsys, *interpolate)
+  assert 'at least 1' in _fails(capsys, 'sample', '--workdir', run, '--out', tmp_path / 'x.png', '--count', '0')
+  assert "no examples in split 'tset'" in _fails(capsys, 'evaluate', '--workdir', run, '--split', 'tset')
+  assert "unknown part 'sim'" in _fails(capsys, 'benchmark', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--only', 'sim')
+  assert "unknown system 'gan'" in _fails(capsys, 'convert', 'gan', photos / '0.png', '--workdir', tmp_path / 'c')
+  assert 'HDF5' in _fails(
+    capsys, 'convert', 'vae', photos / '0.png', '--workdir', tmp_path / 'c', '--config', EXPERIMENT
+  )
+  assert not (tmp_path / 'x.png').exists()
+
+
+def _readme_commands() -> list[str]:
+  text = (REPOSITORY / 'README.md').read_text()
+  blocks = re.findall(r'```sh\n(.*?)```', text, re.DOTALL)
+  joined = '\n'.join(blocks).replace('\\\n', ' ')
+  return [line.partition('  #')[0].strip() for line in joined.splitlines() if line.startswith('jaxface ')]
+
+
+def test_the_readme_names_only_what_the_command_line_takes(capsys):
+  from jaxface.cli import make_parser
+
+  commands = _readme_commands()
+  assert {shlex.split(command)[1] for command in commands} == {
+    'prepare', 'train', 'evaluate', 'reconstruct', 'sample', 'interpolate', 'ablation', 'benchmark', 'convert',
+  }  # fmt: skip
+  for command in commands:
+    _, rest = make_parser().parse_known_args(shlex.split(command)[1:])
+    assert all(word.startswith('--config.') for word in rest), command

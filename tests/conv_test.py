@@ -1,0 +1,131 @@
+"""The CPU's formulations against XLA's own gradients of its own convolutions and pooling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxface import conv
+
+
+def plain_conv(x, kernel):
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def plain_transpose(x, kernel, odd):
+  after = 'VALID' if odd else 'SAME'
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_transpose(x, kernel, (2, 2), after, dimension_numbers=numbers, transpose_kernel=True)
+
+
+PAIRS = {
+  'conv': (conv.conv3x3, plain_conv),
+  'even': (lambda x, k: conv.conv_transpose3x3(x, k, odd=False), lambda x, k: plain_transpose(x, k, False)),
+  'odd': (lambda x, k: conv.conv_transpose3x3(x, k, odd=True), lambda x, k: plain_transpose(x, k, True)),
+}
+
+
+def _inputs(kind, size, inputs, outputs, dtype=np.float32):
+  rng = np.random.default_rng(0)
+  channels = (inputs, outputs) if kind == 'conv' else (outputs, inputs)
+  x = rng.standard_normal((4, *size, inputs)).astype(dtype)
+  return x, rng.standard_normal((3, 3, *channels)).astype(dtype)
+
+
+def _gradients(function):
+  # A nonlinear loss, so that the second derivatives are not zero.
+  return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel))), (0, 1))
+
+
+def _penalty_gradients(function):
+  def penalty(x, kernel):
+    return sum(jnp.sum(jnp.square(gradient)) for gradient in _gradients(function)(x, kernel))
+
+  return jax.grad(penalty, (0, 1))
+
+
+def assert_close(actual, expected):
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize('kind', PAIRS)
+# Few input channels, few output channels and as many of both shift x, y or both.
+@pytest.mark.parametrize(
+  ('size', 'inputs', 'outputs'), [((6, 5), 1, 8), ((6, 5), 6, 6), ((6, 5), 8, 1), ((2, 1), 3, 3)]
+)
+def test_values_and_derivatives_equal_those_of_plain_convolutions(kind, size, inputs, outputs):
+  fast, plain = PAIRS[kind]
+  arguments = _inputs(kind, size, inputs, outputs)
+  for derive in (lambda f: f, _gradients, _penalty_gradients):
+    assert_close(jax.jit(derive(fast))(*arguments), jax.jit(derive(plain))(*arguments))
+
+
+@pytest.mark.parametrize('kind', PAIRS)
+def test_kernel_gradients_in_chunks_equal_those_in_one(kind, monkeypatch):
+  fast, plain = PAIRS[kind]
+  arguments = _inputs(kind, (6, 5), 6, 6)
+  monkeypatch.setattr(conv, '_CHUNK_BYTES', 1)
+  program = jax.jit(_gradients(fast)).lower(*arguments).as_text()
+  assert 'stablehlo.while' in program
+  assert_close(jax.jit(_gradients(fast))(*arguments), jax.jit(_gradients(plain))(*arguments))
+
+
+@pytest.mark.parametrize('kind', PAIRS)
+@pytest.mark.parametrize('size', [(6, 5), (2, 2)])
+def test_accelerators_get_plain_convolutions(kind, size):
+  def lower(platform):
+    # Ahead of time, for platforms that this machine does not have.
+    traced = jax.jit(_gradients(PAIRS[kind][0])).trace(*_inputs(kind, size, 6, 6))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+  for platform in ('tpu', 'cuda'):
+    assert lower(platform).count('stablehlo.convolution') == 3
+    assert 'stablehlo.dot_general' not in lower(platform)
+  assert 'stablehlo.dot_general' in lower('cpu')
+
+
+def test_bfloat16_stays_bfloat16():
+  x, kernel = (jnp.asarray(t, jnp.bfloat16) for t in _inputs('conv', (6, 5), 6, 6))
+  dx, dkernel = jax.jit(jax.grad(lambda x, k: conv.conv3x3(x, k).astype(jnp.float32).sum(), (0, 1)))(x, kernel)
+  assert (dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16)
+  expected = jax.grad(lambda k: plain_conv(x.astype(jnp.float32), k).sum())(kernel.astype(jnp.float32))
+  np.testing.assert_allclose(dkernel.astype(np.float32), expected, rtol=0.01, atol=0.01)
+
+
+def test_transposed_convolution_adds_each_pixel_times_the_kernel():
+  x, kernel = _inputs('even', (3, 2), 2, 4)
+  expected = np.zeros((4, 7, 5, 4))
+  for i in range(3):
+    for j in range(2):
+      expected[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += np.einsum('bc,hwoc->bhwo', x[:, i, j], kernel)
+  np.testing.assert_allclose(conv.conv_transpose3x3(x, kernel, odd=True), expected, atol=1e-5)
+  np.testing.assert_allclose(conv.conv_transpose3x3(x, kernel, odd=False), expected[:, :-1, :-1], atol=1e-5)
+
+
+def plain_pool(x):
+  return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
+
+
+@pytest.mark.parametrize('size', [(2, 2), (6, 8), (9, 5)])
+def test_max_pool_has_xlas_gradient_where_pixels_tie(size):
+  # Whole numbers 0..2: nearly every square holds its largest number more than once.
+  x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float32)
+  weights = np.random.default_rng(1).standard_normal((2, size[0] // 2, size[1] // 2, 3)).astype(np.float32)
+
+  def gradient(pool):
+    return jax.grad(lambda x: jnp.sum(weights * pool(x) ** 3))
+
+  def second(pool):
+    return jax.grad(lambda x: jnp.sum(jnp.square(gradient(pool)(x))))
+
+  for derive in (lambda f: f, gradient, second):
+    np.testing.assert_array_equal(jax.jit(derive(conv.max_pool2x2))(x), jax.jit(derive(plain_pool))(x))
+
+
+def test_max_pool_gradient_goes_to_the_first_of_equal_pixels():
+  gradient = jax.jit(jax.grad(lambda x: conv.max_pool2x2(x).sum()))(np.ones((1, 5, 4, 1), np.float32))
+  np.testing.assert_array_equal(
+    gradient[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+  )

@@ -1,0 +1,149 @@
+"""The order of examples is a function of the seed alone, whoever reads them; evaluation sees each example once."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxface import labels
+from jaxface.errors import UserError
+from jaxface.input_pipeline import Decode, ResidentBatches, TrainBatches, eval_batches, load_whole, open_dataset
+from jaxface.prepare import find_prepared, prepare
+
+
+@pytest.fixture(scope='module')
+def dataset(data_dir):
+  return open_dataset('synthetic_faces/faces_16', 'train', ('image', 'mask', 'label'), image_size=16, data_dir=data_dir)
+
+
+def _stream(dataset, *, next_batch=0, process=(0, 1), workers=0, batch_size=8, seed=0):
+  return TrainBatches(
+    dataset, batch_size=batch_size, seed=seed, next_batch=next_batch, process=process, workers=workers
+  )
+
+
+def _take(stream, count):
+  return list(itertools.islice(stream, count))
+
+
+def _assert_same(got, expected):
+  assert len(got) == len(expected)
+  for a, b in zip(got, expected, strict=True):
+    assert a.keys() == b.keys()
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_batches_are_uint8_and_repeatable(dataset):
+  batches = _take(_stream(dataset), 9)
+  shapes = {'image': (8, 16, 16, 3), 'mask': (8, 16, 16, 1), 'label': (8, 16, 16)}
+  for name, shape in shapes.items():
+    assert batches[0][name].shape == shape
+    assert batches[0][name].dtype == np.uint8
+  np.testing.assert_array_equal(batches[0]['row'], np.arange(8))
+  _assert_same(_take(_stream(dataset), 9), batches)
+  assert not np.array_equal(next(_stream(dataset, seed=1))['image'], batches[0]['image'])
+
+
+def test_every_epoch_has_every_example_once_in_another_order(dataset):
+  assert len(dataset) == 48
+  epochs = [np.concatenate([b['image'] for b in _take(_stream(dataset, next_batch=first), 6)]) for first in (0, 6)]
+  whole = load_whole(dataset)['image']
+  sort = lambda images: sorted(image.tobytes() for image in images)
+  assert sort(epochs[0]) == sort(epochs[1]) == sort(whole)
+  assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_a_stream_goes_on_from_any_batch(dataset):
+  whole = _take(_stream(dataset), 8)
+  resumed = _stream(dataset, next_batch=5)
+  _assert_same(_take(resumed, 3), whole[5:])
+  assert resumed.next_batch == 8
+
+
+def test_processes_share_out_the_same_batches(dataset):
+  whole = _take(_stream(dataset), 3)
+  parts = [_take(_stream(dataset, process=(p, 4)), 3) for p in range(4)]
+  for t, batch in enumerate(whole):
+    for p in range(4):
+      # The row number says which row of the global batch it is.
+      rows = parts[p][t]['row']
+      np.testing.assert_array_equal(rows, [p, p + 4])
+      np.testing.assert_array_equal(parts[p][t]['image'], batch['image'][rows])
+
+
+def test_worker_processes_change_nothing(dataset):
+  _assert_same(_take(_stream(dataset, workers=2), 5), _take(_stream(dataset), 5))
+
+
+def test_resident_batches_follow_the_same_order(dataset):
+  whole = load_whole(dataset)
+  resident = ResidentBatches(dataset, batch_size=8, seed=0, next_batch=3, process=(1, 2))
+  for batch, expected in zip(_take(resident, 4), _take(_stream(dataset, next_batch=3, process=(1, 2)), 4), strict=True):
+    np.testing.assert_array_equal(batch['row'], expected['row'])
+    for name in whole:
+      np.testing.assert_array_equal(whole[name][batch['index']], expected[name])
+
+
+def test_evaluation_covers_each_example_once(dataset):
+  whole = load_whole(dataset)['image']
+  for process_count in (1, 2):
+    seen = {}
+    for p in range(process_count):
+      batches = list(eval_batches(dataset, batch_size=10, process=(p, process_count)))
+      assert len(batches) == 5
+      for t, batch in enumerate(batches):
+        for row, weight, image in zip(batch['row'], batch['weight'], batch['image'], strict=True):
+          if weight:
+            assert t * 10 + row not in seen
+            seen[t * 10 + row] = image
+    np.testing.assert_array_equal(np.stack([seen[i] for i in range(48)]), whole)
+  assert len(list(eval_batches(dataset, batch_size=10, limit=2))) == 2
+
+
+def test_masks_are_resized_as_the_public_code_does():
+  label = np.random.default_rng(0).integers(0, 19, (22, 18, 1), np.uint8)
+  mask = Decode(('mask',), 16).map({'label': label})['mask']
+  expected = cv2.resize(labels.FACE[label[..., 0]].astype(np.float32), (16, 16), interpolation=cv2.INTER_LINEAR)
+  np.testing.assert_allclose(mask[..., 0] / 255, expected, atol=0.5 / 255 + 1e-6)
+  assert ((mask > 0) & (mask < 255)).any(), 'the edge is soft'
+
+
+def test_area_averages_where_bilinear_skips():
+  stripes = np.zeros((64, 64, 3), np.uint8)
+  stripes[:, ::2] = 255
+  area = Decode(('image',), 16, 'area').map({'image': stripes})['image']
+  np.testing.assert_allclose(area, 127.5, atol=1)
+  label = np.full((64, 64, 1), 18, np.uint8)
+  assert Decode(('label',), 16).map({'label': label})['label'].shape == (16, 16)
+
+
+def test_wrong_names_say_what_there_is(data_dir):
+  with pytest.raises(UserError, match="no examples in split 'tset'"):
+    open_dataset('synthetic_faces/faces_16', 'tset', ('image',), image_size=16, data_dir=data_dir)
+  with pytest.raises(UserError, match='synthetic_faces/faces_16.*jaxface prepare'):
+    open_dataset('synthetic_faces/faces_99', 'train', ('image',), image_size=16, data_dir=data_dir)
+  with pytest.raises(UserError, match=r'data.resize .*choose from bilinear, area'):
+    open_dataset('synthetic_faces/faces_16', 'train', ('image',), image_size=16, data_dir=data_dir, resize='cubic')
+
+
+def test_too_large_a_batch_says_the_largest(dataset):
+  with pytest.raises(UserError, match='batch_size=64 is more than the 48 examples.*at most 48'):
+    _stream(dataset, batch_size=64)
+
+
+def test_pictures_without_labels_give_no_masks(tmp_path):
+  folder = tmp_path / 'photos'
+  folder.mkdir()
+  for i in range(10):
+    cv2.imwrite(str(folder / f'{i}.png'), np.full((20, 24, 3), i, np.uint8))
+  prepare('face_folder', data_dir=tmp_path / 'data', source=folder, name='mine')
+  with pytest.raises(UserError, match='no label; prepare it with --labels, or train a variant without masks'):
+    open_dataset('face_folder/mine', 'train', ('image', 'mask'), image_size=16, data_dir=tmp_path / 'data')
+  plain = open_dataset(
+    'face_folder/mine', 'train', ('image',), optional_fields=('mask',), image_size=16, data_dir=tmp_path / 'data'
+  )
+  assert set(load_whole(plain)) == {'image'}
+  assert tfds.builder_from_directory(find_prepared(tmp_path / 'data', 'face_folder/mine')).info.splits

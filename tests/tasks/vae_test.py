@@ -1,0 +1,208 @@
+"""The face-mask VAE's task against the public Keras code, and properties of its losses, metrics and variants."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxface.cli import load_config
+from jaxface.convert import from_reference, to_reference
+from jaxface.errors import UserError
+from jaxface.models.vae import FaceMaskVAE, stage_widths
+from jaxface.optimizers import clip_each_by_norm, scale_by_keras_adam
+from jaxface.state import TrainState, count, for_evaluation, new_step
+from jaxface.tasks import make_task
+from jaxface.tasks.vae import RECONSTRUCTION_LOSSES, VaeLoss, VaeTask
+from tests.conftest import REPOSITORY
+from tests.golden import load
+
+VARIANTS = [f'{mask}_{loss}' for mask in ('mask', 'nomask') for loss in RECONSTRUCTION_LOSSES]
+
+
+class _GivenNoise(VaeTask):
+  """Takes its noise from the batch, as the golden does."""
+
+  def draw_noise(self, key, batch):
+    return batch['noise']
+
+
+def _golden_task(module: FaceMaskVAE) -> _GivenNoise:
+  recipe = optax.chain(clip_each_by_norm(1e-3), scale_by_keras_adam(), optax.scale(-1e-4))
+  return _GivenNoise(model=module, loss=VaeLoss('ssim_l2', masks=True), optimizer=recipe)
+
+
+@pytest.fixture(scope='module')
+def golden():
+  about, tensors, arrays = load('vae/train_step')
+  module, variables = from_reference('vae', tensors)
+  task = _golden_task(module)
+  state = TrainState(
+    step=new_step(),
+    params=jax.tree.map(jnp.asarray, variables['params']),
+    model_state=jax.tree.map(jnp.asarray, variables['batch_stats']),
+    opt_state=task.optimizer.init(variables['params']),
+  )
+  step = jax.jit(task.train_step)
+  states, metrics = [state], []
+  for i in range(2):
+    batch = {'image': arrays['image'], 'mask': arrays['mask'], 'row': np.arange(2), 'noise': arrays['epsilon'][i]}
+    state, terms = step(states[-1], batch, jax.random.key(0))
+    states.append(state)
+    metrics.append(terms)
+  return about, arrays, task, states, metrics
+
+
+def test_train_step_reports_the_losses_of_the_public_code(golden):
+  _, arrays, _, _, metrics = golden
+  for i, terms in enumerate(metrics):
+    public = {name: arrays[f'before_step{i + 1}/{name}'] for name in ('loss', 'kl', 'ssim', 'mse', 'bce')}
+    ours = {**terms, 'mse': terms['l2'], 'bce': terms['bce'] + terms['dice']}
+    for name, value in public.items():
+      np.testing.assert_allclose(ours[name], value, rtol=5e-4, err_msg=f'{name} before step {i + 1}')
+
+
+def test_train_step_moves_the_tensors_as_the_public_code_does(golden):
+  about, arrays, _, states, _ = golden
+  for i, state in enumerate(states[1:], start=1):
+    ours = to_reference('vae', {'params': state.params, 'batch_stats': state.model_state})
+    before = to_reference('vae', {'params': states[0].params, 'batch_stats': states[0].model_state})
+    checked = [name.removeprefix(f'step{i}/') for name in arrays if name.startswith(f'step{i}/')]
+    assert len(checked) == 9
+    for name in checked:
+      error = np.abs(ours[name] - arrays[f'step{i}/{name}'])
+      if 'moving' in name:
+        assert error.max() < about['tolerance']['moving_statistics_max_abs'], name
+      else:
+        assert error.max() < about['tolerance']['trained_tensors_max_abs'], name
+        assert error.mean() < about['tolerance']['trained_tensors_mean_abs'], name
+        assert np.abs(ours[name] - before[name]).max() > 1e-5, f'{name} did not move'
+
+
+def test_evaluation_after_the_steps_matches_the_public_code(golden):
+  _, arrays, task, states, _ = golden
+  state = states[-1]
+
+  @jax.jit
+  def terms(state, image, mask, noise):
+    predicted = task.model.apply(
+      {'params': state.params, 'batch_stats': state.model_state}, image, mask=mask, noise=noise
+    )
+    return task.loss(predicted, image, mask)[1]
+
+  # The reference draws noise in evaluation, too, and uses log sigma itself as the standard deviation.
+  ours = terms(state, arrays['image'], arrays['mask'], arrays['epsilon'][0])
+  np.testing.assert_allclose(ours['loss'], arrays['eval_after/loss'], rtol=5e-4)
+  np.testing.assert_allclose(ours['kl'], arrays['eval_after/kl'], rtol=5e-4)
+
+
+def _smoke(variant: str):
+  config = load_config(f'{REPOSITORY}/experiments/vae.py:{variant},smoke', [])
+  config.optimizer.name = 'adam'
+  config.optimizer.clip_each = 0.0
+  config.optimizer.learning_rate = 0.01
+  return config
+
+
+@pytest.fixture(scope='module')
+def one_batch(data_dir):
+  from jaxface.input_pipeline import load_whole, open_dataset
+
+  whole = load_whole(
+    open_dataset('synthetic_faces/faces_16', 'train', ('image', 'mask'), image_size=16, data_dir=data_dir)
+  )
+  return {name: values[:4] for name, values in whole.items()} | {'row': np.arange(4, dtype=np.int32)}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_variant_overfits_one_batch(variant, one_batch):
+  task = make_task(_smoke(variant))
+  batch = {name: one_batch[name] for name in (*task.batch_fields, 'row')}
+  state = jax.jit(task.init)(jax.random.key(0))
+  batches = jax.tree.map(lambda rows: jnp.repeat(jnp.asarray(rows)[None], 40, axis=0), batch)
+
+  @jax.jit
+  def train(state):
+    def step(state, batch):
+      return task.train_step(state, batch, jax.random.fold_in(jax.random.key(1), state.step))
+
+    return jax.lax.scan(step, state, batches)
+
+  _, metrics = train(state)
+  # SSIM's loss, and so any sum with it, is at least 1.
+  least = 1.0 if 'ssim' in RECONSTRUCTION_LOSSES[variant.partition('_')[2]] else 0.0
+  first, last = metrics['loss'][0] - least, metrics['loss'][-5:].mean() - least
+  assert last < 0.6 * first
+  assert set(metrics) >= {'loss', 'kl', 'grad_norm'}
+  assert ('dice' in metrics) == variant.startswith('mask')
+
+
+@pytest.mark.parametrize('arg', [*VARIANTS, *(f'{v},demo' for v in VARIANTS), *(f'{v},smoke' for v in VARIANTS)])
+def test_every_config_builds(arg):
+  config = load_config(f'{REPOSITORY}/experiments/vae.py:{arg}', [])
+  task = make_task(config)
+  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  if ',' not in arg:
+    # The published counts, moving statistics included.
+    expected = 9_337_188 if arg.startswith('mask') else 9_067_395
+    assert count(shapes.params) + count(shapes.model_state) == expected
+
+
+def test_metrics_follow_their_protocols(one_batch):
+  task = make_task(_smoke('mask_ssim_l2'))
+  state = for_evaluation(jax.jit(task.init)(jax.random.key(0)))
+  metrics = jax.jit(task.eval_step)(state, one_batch, jax.random.key(0))
+  assert {name.rpartition('/')[0] for name in metrics} == {'', 'whole', 'true_mask', 'predicted_mask', 'mask'}
+  assert all(values.shape == (4,) for values in metrics.values())
+  image, mask = one_batch['image'] / np.float32(255), one_batch['mask'] / np.float32(255)
+  decoded = np.asarray(jax.jit(task.predict)(state, image).decoded)
+  composite = decoded * mask + image * (1 - mask)
+  np.testing.assert_allclose(metrics['whole/l1'], np.abs(decoded - image).mean((1, 2, 3)), rtol=1e-4)
+  np.testing.assert_allclose(metrics['true_mask/l1'], np.abs(composite - image).mean((1, 2, 3)), rtol=1e-4)
+  assert (metrics['true_mask/l1'] < metrics['whole/l1']).all()
+
+
+def test_the_background_has_no_gradient_with_masks():
+  size = 16
+  widths = stage_widths(size, 0.05)._asdict()
+  model = FaceMaskVAE(image_size=size, latent_dim=4, **widths)
+  image = jax.random.uniform(jax.random.key(1), (2, size, size, 3))
+  mask = jnp.zeros((2, size, size, 1)).at[:, 4:10, 4:10].set(1.0)
+  predicted = jax.jit(model.init_with_output)(jax.random.key(0), image, mask=mask)[0]
+  loss = VaeLoss('ssim_l2', masks=True)
+
+  def of_decoded(decoded):
+    return loss(predicted._replace(image=decoded * mask + image * (1 - mask)), image, mask)[0]
+
+  gradient = jax.jit(jax.grad(of_decoded))(predicted.decoded)
+  assert np.abs(gradient * (1 - mask)).max() == 0
+  assert np.abs(gradient * mask).max() > 0
+
+
+def test_unlabelled_data_serves_variants_without_masks(one_batch):
+  task = make_task(_smoke('nomask_l1'))
+  assert task.batch_fields == ('image',)
+  state = for_evaluation(jax.jit(task.init)(jax.random.key(0)))
+  batch = {name: one_batch[name] for name in ('image', 'row')}
+  assert {name.rpartition('/')[0] for name in task.eval_step(state, batch, jax.random.key(0))} == {'', 'whole'}
+  assert set(task.render(state, batch, jax.random.key(0))) == {'input', 'decoded', 'sample'}
+
+
+def test_the_averaged_copy_follows_the_parameters(one_batch):
+  config = _smoke('nomask_l2')
+  config.ema_decay = 0.75
+  task = make_task(config)
+  state = jax.jit(task.init)(jax.random.key(0))
+  after, _ = jax.jit(task.train_step)(state, one_batch, jax.random.key(1))
+  mixed = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.params, after.params)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, mixed)
+  assert for_evaluation(after).params is after.ema
+
+
+def test_unknown_loss_says_what_there_is():
+  with pytest.raises(UserError, match='unknown loss.name .*choose from l1, l2, ssim, ssim_l1, ssim_l2'):
+    VaeLoss('ssim_l3', masks=True)
+  assert dataclasses.replace(VaeLoss('l1', masks=True), masks=False).masks is False

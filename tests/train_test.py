@@ -1,0 +1,256 @@
+"""The loop's promises: resumed equals uninterrupted, damage and preemption are survived, wrong numbers stop it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxface import workdir as workdirs
+from jaxface.checkpoint import Checkpoints, restore_for_evaluation
+from jaxface.errors import UserError
+from jaxface.evaluate import evaluate_runs
+from jaxface.runlog import read_metrics
+from jaxface.runs import engine_for, load_run
+from jaxface.train import NonFiniteError, train
+
+
+def _state(workdir: Path, config, step: int):
+  engine = engine_for(config)
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    return jax.tree.map(np.asarray, checkpoints.load_state(step, engine.abstract_saved))
+
+
+def _assert_same_bits(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def config(smoke_config):
+  smoke_config.total_steps = 6
+  smoke_config.eval_steps = smoke_config.render_steps = 0
+  smoke_config.checkpoint_steps = 2
+  smoke_config.keep_last = 10
+  return smoke_config
+
+
+@pytest.fixture(scope='module')
+def whole_run(data_dir, tmp_path_factory):
+  """A run of six steps, never interrupted, with a checkpoint every second step; and its configuration."""
+  from jaxface.cli import load_config
+  from tests.conftest import REPOSITORY
+
+  config = load_config(f'{REPOSITORY}/experiments/vae.py:mask_ssim_l2,smoke', [])
+  config.data.data_dir, config.data.workers = str(data_dir), 0
+  config.total_steps, config.checkpoint_steps, config.keep_last = 6, 2, 10
+  config.eval_steps = config.render_steps = 4
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  outcome = train(config, workdir, quiet=True)
+  assert outcome.finished
+  assert outcome.step == 6
+  return workdir, config
+
+
+def _cut(whole_run, tmp_path, last_step) -> Path:
+  """The run as a kill right after the checkpoint of `last_step` would have left it."""
+  workdir = tmp_path / 'cut'
+  shutil.copytree(whole_run[0], workdir)
+  for checkpoint in (workdir / 'checkpoints').iterdir():
+    if checkpoint.name.isdigit() and int(checkpoint.name) > last_step:
+      shutil.rmtree(checkpoint)
+  return workdir
+
+
+def test_a_run_leaves_its_papers(whole_run):
+  workdir, _ = whole_run
+  assert workdirs.read_config(workdir).loss.name == 'ssim_l2'
+  about = json.loads((workdir / 'environment.json').read_text())
+  assert about['packages']['jax'] == jax.__version__
+  assert len(about['devices']) == 8
+  assert 'encoder/hidden/kernel' in (workdir / 'parameters.txt').read_text()
+  records = read_metrics(workdir)
+  assert [r['step'] for r in records if 'train/loss' in r] == [1, 2, 3, 4, 5, 6]
+  assert [r['step'] for r in records if 'validation/loss' in r] == [4, 6]
+  assert (workdir / 'losses.png').stat().st_size > 1000
+  assert sorted(p.name for p in (workdir / 'pictures').iterdir()) == ['step_00000004.png', 'step_00000006.png']
+  assert list((workdir / 'tensorboard').glob('events.*'))
+
+
+@pytest.mark.parametrize('last_step', [2, 4])
+def test_resumed_equals_uninterrupted_to_the_bit(whole_run, tmp_path, last_step):
+  workdir, config = _cut(whole_run, tmp_path, last_step), whole_run[1]
+  train(config, workdir, quiet=True)
+  _assert_same_bits(_state(workdir, config, 6), _state(whole_run[0], config, 6))
+  strip = lambda records: [{k: v for k, v in r.items() if 'second' not in k} for r in records]
+  assert strip(read_metrics(workdir)) == strip(read_metrics(whole_run[0]))
+
+
+def test_a_run_goes_on_on_other_devices_and_by_pmap(whole_run, tmp_path):
+  workdir, config = _cut(whole_run, tmp_path, 4), whole_run[1].copy_and_resolve_references()
+  config.parallel.mode = 'pmap'
+  train(config, workdir, quiet=True)
+  expected = _state(whole_run[0], whole_run[1], 6)
+  got = _state(workdir, config, 6)
+  assert int(got.step) == 6
+  # Another order of sums, two steps of it; the recipe's optimizer makes much of the last digit of a tiny gradient.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got.params, expected.params)
+  saved, step = restore_for_evaluation(workdir, engine_for(whole_run[1]).abstract_saved, 'latest')
+  assert step == 6
+  _assert_same_bits(jax.tree.map(np.asarray, saved.params), got.params)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, tmp_path, caplog):
+  workdir, config = _cut(whole_run, tmp_path, 6), whole_run[1]
+  for part in (workdir / 'checkpoints' / '6' / 'state' / 'd').iterdir():
+    part.write_bytes(b'nonsense')
+  train(config, workdir, quiet=True)
+  assert re.search(r'checkpoint .*/6 cannot be read .*trying the one before', caplog.text)
+  _assert_same_bits(_state(workdir, config, 6), _state(whole_run[0], config, 6))
+
+
+def test_best_and_last_are_kept(config, tmp_path):
+  config.total_steps, config.eval_steps, config.keep_last = 6, 2, 1
+  train(config, tmp_path / 'run', quiet=True)
+  scores = {r['step']: r['validation/loss'] for r in read_metrics(tmp_path / 'run') if 'validation/loss' in r}
+  with Checkpoints(tmp_path / 'run', read_only=True) as checkpoints:
+    best = min(scores, key=scores.get)
+    assert checkpoints.steps == sorted({best, 6})
+    assert checkpoints.best_step == best
+  assert load_run(tmp_path / 'run').step == best
+  assert load_run(tmp_path / 'run', 'latest').step == 6
+  with pytest.raises(UserError, match=r"no checkpoint '5' .*choose best, latest or one of \["):
+    load_run(tmp_path / 'run', '5')
+
+
+def test_a_loss_that_is_no_number_stops_the_run_by_name(config, tmp_path):
+  config.optimizer.name, config.optimizer.clip_each, config.optimizer.learning_rate = 'sgd', 0.0, 1e30
+  with pytest.raises(NonFiniteError, match=r'\w+ became (nan|inf|-inf) at step [23]; last good checkpoint'):
+    train(config, tmp_path / 'run', quiet=True)
+  config.optimizer.learning_rate = 1e-4
+  config.total_steps = 2
+  train(config, tmp_path / 'good', quiet=True)
+
+
+def test_weights_of_another_run_start_a_new_one(whole_run, config, tmp_path):
+  config.init_from = str(whole_run[0])
+  config.total_steps, config.optimizer.learning_rate = 1, 0.0
+  train(config, tmp_path / 'next', quiet=True)
+  best = load_run(whole_run[0]).state.params
+  _assert_same_bits(_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
+
+
+def test_evaluation_is_the_same_for_any_batch_size(whole_run, data_dir, capsys):
+  results = [evaluate_runs([whole_run[0]], batch_size=rows, out=whole_run[0] / str(rows)) for rows in (8, 16)]
+  for name, value in results[0]['whole'].items():
+    np.testing.assert_allclose(results[1]['whole'][name], value, rtol=1e-5, err_msg=name)
+  assert 'true_mask' in capsys.readouterr().out
+  assert (whole_run[0] / '8' / 'comparison.png').is_file()
+  assert json.loads((whole_run[0] / '8' / 'results.json').read_text())['protocol']['examples'] == 6
+
+
+def test_another_configuration_is_refused(whole_run):
+  config = whole_run[1].copy_and_resolve_references()
+  config.model.latent_dim = 9
+  with pytest.raises(UserError, match=r'another configuration \(model.latent_dim: 8 -> 9\); choose another --workdir'):
+    train(config, whole_run[0], quiet=True)
+
+
+def test_a_workdir_in_use_is_refused(whole_run):
+  with workdirs.locked(whole_run[0]), pytest.raises(UserError, match='in use by another run'):
+    train(whole_run[1], whole_run[0], quiet=True)
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_computed(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+  with pytest.raises(UserError, match='GiB free and this run needs'):
+    train(config, tmp_path / 'run', quiet=True)
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def _command(workdir: Path, config, *extra: str) -> list[str]:
+  from tests.conftest import REPOSITORY
+
+  return [
+    sys.executable, '-m', 'jaxface.cli', 'train', '--workdir', str(workdir),
+    '--config', f'{REPOSITORY}/experiments/vae.py:mask_ssim_l2,smoke', '--data-dir', config.data.data_dir,
+    '--config.data.workers=0', '--config.checkpoint_steps=2', '--config.keep_last=10', '--config.eval_steps=0',
+    '--config.render_steps=0', '--config.log_steps=1', *extra,
+  ]  # fmt: skip
+
+
+def _wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and process.poll() is None:
+    # The writer may be in the middle of a line.
+    text = (workdir / 'metrics.jsonl').read_text() if (workdir / 'metrics.jsonl').exists() else ''
+    if text.count('\n') >= step:
+      return
+    time.sleep(0.05)
+  raise AssertionError(f'step {step} was not reached: {process.poll()}')
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_loses_nothing(config, tmp_path, how):
+  config.total_steps = 400
+  workdir = tmp_path / 'killed'
+  process = subprocess.Popen(
+    _command(workdir, config, '--config.total_steps=400'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+  _wait_for_step(workdir, 5, process)
+  process.send_signal(how)
+  output, _ = process.communicate(timeout=120)
+  if how == signal.SIGTERM:
+    assert process.returncode == 0, output
+    assert 'asked to stop: saved at step' in output
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    reached = checkpoints.steps[-1]
+  if how == signal.SIGTERM:
+    assert reached == read_metrics(workdir)[-1]['step']
+  # What it goes on to compute is what a run that was never stopped computes.
+  config.total_steps = reached + 2
+  config.keep_last = 400
+  train(config, workdir, quiet=True)
+  train(config, tmp_path / 'whole', quiet=True)
+  _assert_same_bits(_state(workdir, config, reached + 2), _state(tmp_path / 'whole', config, reached + 2))
+
+
+def test_two_processes_compute_what_one_does(config, whole_run, tmp_path):
+  """Two processes of four devices each, over gloo, against this process's eight."""
+  import socket
+
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  environment = dict(os.environ)
+  environment['XLA_FLAGS'] = re.sub(r'device_count=\d+', 'device_count=4', environment['XLA_FLAGS'])
+  environment['JAX_CPU_COLLECTIVES_IMPLEMENTATION'] = 'gloo'
+  extra = ('--config.total_steps=6', '--quiet', '--coordinator', f'127.0.0.1:{port}', '--num-processes', '2')
+  processes = [
+    subprocess.Popen(
+      _command(tmp_path / 'two', config, *extra, '--process-id', str(i)),
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  two, one = read_metrics(tmp_path / 'two'), read_metrics(whole_run[0])
+  one = [r for r in one if 'train/loss' in r]
+  assert [r['step'] for r in two if 'train/loss' in r] == [1, 2, 3, 4, 5, 6]
+  np.testing.assert_allclose(
+    [r['train/loss'] for r in two if 'train/loss' in r], [r['train/loss'] for r in one], rtol=1e-4
+  )
+  got, expected = _state(tmp_path / 'two', config, 6), _state(whole_run[0], config, 6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got.params, expected.params)
