@@ -14,10 +14,12 @@ from typing import Any
 
 import dm_pix as pix
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxface import input_pipeline
+from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.parallel import Engine, JitEngine, PmapEngine, check_batch_size, make_mesh
 from jaxface.runs import open_split
@@ -27,7 +29,7 @@ from jaxface.tasks import make_task
 from jaxface.workdir import environment, write_atomically
 
 Row = dict[str, Any]
-PARTS = ('ssim', 'loader', 'train', 'evaluate', 'resident', 'pmap')
+PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap')
 
 # Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
 PEAKS = {
@@ -215,6 +217,28 @@ def _ssim_row(seconds: float) -> Row:
   }
 
 
+def _conv_row(seconds: float) -> Row:
+  shape, channels = (16, 144, 144, 32), 32
+  x = jax.random.normal(jax.random.key(0), shape)
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, shape[-1], channels)) * 0.05
+
+  def gradients(convolve: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[], Any]:
+    jitted = jax.jit(jax.grad(lambda x, kernel: jnp.square(convolve(x, kernel)).mean(), argnums=(0, 1)))
+    return lambda: jitted(x, kernel)
+
+  def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  ours, theirs = time_in_turn(gradients(conv3x3), gradients(plain), seconds)
+  return {
+    'timed': f'3x3 convolution and both gradients, {"x".join(map(str, shape))} to {channels} channels; '
+    'in turn with lax.conv_general_dilated',
+    'milliseconds': ours * 1e3,
+    'lax_milliseconds': theirs * 1e3,
+    'times_as_fast_as_lax': theirs / ours,
+  }
+
+
 def _with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
   config = copy.deepcopy(config)
   config.model.dtype = dtype
@@ -227,6 +251,8 @@ def _rows(config: ConfigDict, parts: Sequence[str], seconds: float) -> Iterator[
   dtypes = [config.model.dtype] if jax.default_backend() == 'cpu' else ['float32', 'bfloat16']
   if 'ssim' in parts:
     yield _ssim_row(seconds)
+  if 'conv' in parts:
+    yield _conv_row(seconds)
   if 'loader' in parts:
     yield _loader_row(config, seconds)
   for dtype in dtypes:

@@ -14,7 +14,7 @@ from .canvas import clip
 from .scene import Features, Pose, Shape
 
 # Shapes are lit on this grid whatever the picture's size, so that a face keeps its shading at any size.
-GRID = 144
+GRID = 96
 
 _TABLE_Y = np.linspace(-1.9, 2.1, 256, dtype=np.float32)
 _RELIEF_X = np.linspace(-1.15, 1.15, 77, dtype=np.float32)

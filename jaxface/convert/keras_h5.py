@@ -48,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _read(path: str, file: h5py.File) -> dict[str, np.ndarray]:
-  root = file['model_weights'] if 'model_weights' in file else file
+  root = file.get('model_weights', file)
   layers = _names(root, 'layer_names')
   if not layers:
     kind = 'Keras 3 weights' if {'layers', '_layer_checkpoint_dependencies'} & set(file) else 'no Keras weights'
