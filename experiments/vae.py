@@ -90,10 +90,10 @@ def get_config(arg: str = 'mask_ssim_l2') -> ml_collections.ConfigDict:
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/faces_64'
     config.model.image_size = 64
-    config.model.width_multiplier = 0.5
+    config.model.width_multiplier = 0.25
     config.model.latent_dim = 128
     config.batch_size = 32
-    config.total_steps = 1500
+    config.total_steps = 2000
     config.optimizer.name = 'adam'
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50

@@ -27,9 +27,10 @@ def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ConfigDict'
     known = ', '.join(sorted(str(p) for p in Path('experiments').glob('*.py'))) or 'none here'
     raise UserError(f'no configuration file {path}; experiments here: {known}')
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
+  words = ['jaxface', f'--config={file_and_variant}', *overrides]
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=words)
   try:
-    rest = values(['jaxface', f'--config={file_and_variant}', *overrides])
+    rest = values(words)
   except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
     raise UserError(f'{file_and_variant}: {_one_line(error)}') from error
   if len(rest) > 1:
@@ -38,7 +39,9 @@ def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ConfigDict'
 
 
 def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error.args[0] if error.args else error).split())
+  # What goes wrong inside a configuration file reaches us as text: a whole traceback, its last line the reason.
+  reason = str(error.args[0] if error.args else error).strip().splitlines()[-1]
+  return reason.removeprefix('ValueError: ')
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -31,7 +31,8 @@ def test_titles_stand_above_their_columns():
 
 
 def test_losses_are_plotted(tmp_path):
-  records = [{'step': s, 'train/loss': 1 / s, 'train/kl': 0.1} for s in (1, 2, 3)] + [{'step': 3, 'validation/loss': 0.5}]
+  records = [{'step': s, 'train/loss': 1 / s, 'train/kl': 0.1} for s in (1, 2, 3)]
+  records.append({'step': 3, 'validation/loss': 0.5})
   figures.plot_losses(tmp_path / 'losses.png', records)
   assert (tmp_path / 'losses.png').stat().st_size > 5000
   figures.plot_losses(tmp_path / 'none.png', [])

@@ -7,7 +7,6 @@ right one, whatever the number of pixels. Colours are float32 [3], linear light 
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -88,14 +87,21 @@ def moved(line: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def ribbon(line: np.ndarray, width: np.ndarray | float) -> np.ndarray:
-  """Outline of a line [N, 2] drawn with a pen of (varying) full width, in the line's own units -> [2N, 2]."""
+  """Outline of lines [..., N, 2] drawn with a pen of (varying) full width, in their own units -> [..., 2N, 2]."""
   along = np.empty_like(line)
-  along[1:-1] = line[2:] - line[:-2]
-  along[0], along[-1] = line[1] - line[0], line[-1] - line[-2]
-  half = width / (2 * np.sqrt(along[:, 0] * along[:, 0] + along[:, 1] * along[:, 1]) + 1e-9)
+  np.subtract(line[..., 2:, :], line[..., :-2, :], out=along[..., 1:-1, :])
+  np.subtract(line[..., 1, :], line[..., 0, :], out=along[..., 0, :])
+  np.subtract(line[..., -1, :], line[..., -2, :], out=along[..., -1, :])
+  x, y = along[..., 0], along[..., 1]
+  half = width / (2 * np.sqrt(x * x + y * y) + 1e-9)
+  count = line.shape[-2]
+  outline = np.empty((*line.shape[:-2], 2 * count, 2), line.dtype)
   side = np.empty_like(line)
-  side[:, 0], side[:, 1] = -along[:, 1] * half, along[:, 0] * half
-  return np.concatenate([line + side, (line - side)[::-1]])
+  np.multiply(y, -half, out=side[..., 0])
+  np.multiply(x, half, out=side[..., 1])
+  np.add(line, side, out=outline[..., :count, :])
+  np.subtract(line, side, out=outline[..., :count-1:-1, :])
+  return outline
 
 
 def fixed_point(points: np.ndarray, side: int) -> np.ndarray:
@@ -105,14 +111,12 @@ def fixed_point(points: np.ndarray, side: int) -> np.ndarray:
   return (points * (side * one) - (one / 2 - 0.5)).astype(np.int32)
 
 
-def box_of(fixed: Sequence[np.ndarray], scale: int, size: int, margin: int = 0) -> tuple[int, int, int, int]:
-  """Box of pixels x0, y0, x1, y1, inside the picture, round fixed-point outlines of `scale` samples a pixel."""
+def box_of(fixed: np.ndarray, scale: int, size: int, margin: int = 0) -> tuple[int, int, int, int]:
+  """Box of pixels x0, y0, x1, y1, inside the picture, round fixed-point points [N, 2] of `scale` samples a pixel."""
   one = scale << FRACTION_BITS
-  boxes = [cv2.boundingRect(points) for points in fixed]
-  x0 = min(max(min(box[0] for box in boxes) // one - margin, 0), size - 1)
-  y0 = min(max(min(box[1] for box in boxes) // one - margin, 0), size - 1)
-  x1 = min(max(box[0] + box[2] for box in boxes) // one + 2 + margin, size)
-  y1 = min(max(box[1] + box[3] for box in boxes) // one + 2 + margin, size)
+  left, top, width, height = cv2.boundingRect(fixed)
+  x0, y0 = min(max(left // one - margin, 0), size - 1), min(max(top // one - margin, 0), size - 1)
+  x1, y1 = min((left + width) // one + 2 + margin, size), min((top + height) // one + 2 + margin, size)
   return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
@@ -136,10 +140,10 @@ class Canvas:
     """Exact-area cover of polygons, filled together by the even-odd rule, so a second outline inside cuts a hole."""
     size = self.size
     fixed = [fixed_point(outline, 4 * size) for outline in outlines]
-    x0, y0, x1, y1 = box_of(fixed, 4, size)
+    x0, y0, x1, y1 = box_of(fixed[0] if len(fixed) == 1 else np.concatenate(fixed), 4, size)
     halvings = 2
     # Small parts need the finer grid: an eye is six pixels high.
-    if (x1 - x0) * (y1 - y0) > size * size // 3:
+    if (x1 - x0) * (y1 - y0) > size * size // 6:
       halvings, fixed = 1, [fixed_point(outline, 2 * size) for outline in outlines]
     one = 1 << halvings << FRACTION_BITS
     image = np.zeros(((y1 - y0) << halvings, (x1 - x0) << halvings), np.uint8)
@@ -147,15 +151,15 @@ class Canvas:
     return Patch(slice(y0, y1), slice(x0, x1), halved(image, halvings) * np.float32(1 / 255))
 
   def strokes(self, lines: np.ndarray, width: float) -> Patch:
-    """Cover of open lines [N, points, 2] drawn with a round pen, `width` in picture units, at least a pixel."""
+    """Cover of open lines [N, points, 2] drawn with a round pen, `width` in picture units, at least half a pixel."""
     size = self.size
-    thickness = max(1, round(width * size))
-    fixed = fixed_point(lines, size)
-    x0, y0, x1, y1 = box_of([fixed.reshape(-1, 2)], 1, size, margin=thickness)
-    image = np.zeros((y1 - y0, x1 - x0), np.uint8)
-    fixed -= np.array([x0 << FRACTION_BITS, y0 << FRACTION_BITS], np.int32)
-    cv2.polylines(image, list(fixed), False, 255, thickness, cv2.LINE_AA, FRACTION_BITS)
-    return Patch(slice(y0, y1), slice(x0, x1), image * np.float32(min(width * size, 1) / 255))
+    thickness = max(1, round(2 * width * size))
+    fixed = fixed_point(lines, 2 * size)
+    x0, y0, x1, y1 = box_of(fixed.reshape(-1, 2), 2, size, margin=thickness)
+    image = np.zeros((2 * (y1 - y0), 2 * (x1 - x0)), np.uint8)
+    fixed -= np.array([2 * x0 << FRACTION_BITS, 2 * y0 << FRACTION_BITS], np.int32)
+    cv2.polylines(image, list(fixed), False, 255, thickness, cv2.LINE_8, FRACTION_BITS)
+    return Patch(slice(y0, y1), slice(x0, x1), halved(image, 1) * np.float32(min(2 * width * size, 1) / 255))
 
   def paint(self, patch: Patch, color: np.ndarray, label: int | None = None, opacity: np.ndarray | float = 1.0) -> None:
     """Lays `color` ([3] or [3, h, w]) over the patch; a pixel that is covered by half or more takes `label`."""
@@ -172,7 +176,7 @@ class Canvas:
     """Gives the patch to `label` and to the foreground, leaving its colour alone."""
     np.copyto(self.label[patch.rows, patch.columns], np.uint8(label), where=patch.cover >= 0.5)
     solid = self.solid[patch.rows, patch.columns]
-    np.maximum(solid, patch.cover, out=solid)
+    cv2.max(solid, patch.cover, solid)
 
   def shade(self, patch: Patch, factor: np.ndarray | float, strength: np.ndarray | float = 1.0) -> None:
     """Multiplies the colour under the patch by `factor` (a number, [3], or [h, w])."""

@@ -1,5 +1,6 @@
 """Hair: its outline, the strands that follow it, and the shapes it adds to the light."""
 
+import functools
 import math
 
 import cv2
@@ -14,6 +15,8 @@ from .lighting import Relief
 from .scene import LONG_STYLES, Scene
 
 _HAIR = labels.index('hair')
+_TABLE_Y = np.linspace(-3.0, 4.0, 256, dtype=np.float32)
+_PER_TABLE_STEP = 1 / (_TABLE_Y[1] - _TABLE_Y[0])
 _COVERS_EARS = (*LONG_STYLES, 'afro')
 
 
@@ -71,6 +74,17 @@ class Hair:
     else:
       tuck = 0.0
     return np.maximum(self.half_width * top + flare * smoothstep(0.0, 1.6, below) + tuck, 0.01)
+
+  @functools.cached_property
+  def _width_table(self) -> np.ndarray:
+    return self.profile(_TABLE_Y)[None].astype(np.float32)
+
+  def _width_at(self, y: np.ndarray) -> np.ndarray:
+    """`profile` of a whole plane float32 [h, w], looked up."""
+    at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
+    return cv2.remap(
+      self._width_table, at, np.zeros_like(at), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
 
   def _opening(self) -> np.ndarray:
     """The gap the face looks through: hairline, temples, and down past the chin."""
@@ -184,7 +198,7 @@ class Hair:
     mask = relief.mask(outline)
     if not behind:
       mask &= 1 - relief.mask(self.opening)
-    across = clip((u - self.x) / self.profile(v), -1, 1)
+    across = clip((u - self.x) / self._width_at(v), -1, 1)
     over = clip((v - self.y) * (1 / self.height), -1, 0)
     dome = np.sqrt(np.maximum(1 - across * across - over * over, 0.015))
     wave = tiles.sample(tiles.clouds, u * 0.35 + self._scene.hair.offset, v * 0.12)
@@ -212,7 +226,7 @@ class Hair:
     px = (np.arange(patch.columns.start, patch.columns.stop, dtype=np.float32) + 0.5) / size
     py = (np.arange(patch.rows.start, patch.rows.stop, dtype=np.float32) + 0.5) / size
     u, v = self._head.head_units(px[None], py[:, None])
-    width = self.profile(v)
+    width = self._width_at(v)
     # Beyond the outline the run of the strands has no meaning, and above the crown no bound.
     across = clip((u - self.x) / width, -1.5, 1.5)
     if hair.style in ('afro', 'curly'):

@@ -17,14 +17,16 @@ from .scene import Features, Pose, Shape
 GRID = 96
 
 _TABLE_Y = np.linspace(-1.9, 2.1, 256, dtype=np.float32)
+_PER_TABLE_STEP = 1 / (_TABLE_Y[1] - _TABLE_Y[0])
 _RELIEF_X = np.linspace(-1.15, 1.15, 77, dtype=np.float32)
 _RELIEF_Y = np.linspace(-1.45, 1.85, 111, dtype=np.float32)
 _RELIEF_STEP = float(_RELIEF_X[1] - _RELIEF_X[0])
 _CROWN_Y = -1.56
-_OUTLINE_HEIGHTS = np.sin(np.linspace(-1, 1, 30) * np.pi / 2) * 0.9995
-_BEHIND = np.full(30, np.pi)
-# The relief is searched from its highest to its lowest level; between two levels the crossing is interpolated.
-_LEVELS = (0.46, 0.37, 0.28, 0.20, 0.12, 0.05, -0.03, -0.16)
+_OUTLINE_HEIGHTS = np.sin(np.linspace(-1, 1, 30, dtype=np.float32) * np.float32(np.pi / 2)) * np.float32(0.9995)
+# Left side down, right side up.
+_BEHIND = np.repeat(np.array([-np.pi, np.pi], np.float32), 30)
+# The relief is searched at this many levels; between two of them the crossing is interpolated.
+_LEVELS = 7
 
 
 @functools.cache
@@ -59,7 +61,8 @@ class Head:
     self._shape = shape
     self._sin = np.sin([pose.yaw, pose.pitch, pose.roll]).tolist()
     self._cos = np.cos([pose.yaw, pose.pitch, pose.roll]).tolist()
-    self.width, self.half_depth, self.center_z = self._sections(shape)
+    width, half_depth, center_z = self._sections(shape)
+    self._table = cv2.merge([width[None], half_depth[None], center_z[None]])
     self._relief = gaussians(_relief_terms(shape, features), _RELIEF_X, _RELIEF_Y)
     self._intersect()
 
@@ -98,22 +101,24 @@ class Head:
     return points
 
   def sections(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """W, D and zc at heights `y`."""
-    return tuple(np.interp(y, _TABLE_Y, table) for table in (self.width, self.half_depth, self.center_z))
+    """W, D and zc at heights `y` [N]."""
+    at = (y[None] - _TABLE_Y[0]) * _PER_TABLE_STEP
+    found = cv2.remap(
+      self._table,
+      at.astype(np.float32, copy=False),
+      np.zeros(at.shape, np.float32),
+      cv2.INTER_LINEAR,
+      borderMode=cv2.BORDER_REPLICATE,
+    )
+    return found[0, :, 0], found[0, :, 1], found[0, :, 2]
 
-  def on_face(self, points: np.ndarray, lift: float = 0.0) -> np.ndarray:
-    """Points (x, y) [N, 2] on the front of the face, raised by `lift` -> picture units [N, 2]."""
-    x, y = np.asarray(points, np.float32).T
+  def on_face(self, points: np.ndarray) -> np.ndarray:
+    """Points (x, y) [N, 2] on the front of the face -> picture units [N, 2]."""
+    x, y = np.ascontiguousarray(np.asarray(points, np.float32).T)
     width, depth, center = self.sections(y)
-    z = center + depth * np.sqrt(np.maximum(1 - np.square(x / width), 0)) + lift
-    column = clip((x - _RELIEF_X[0]) / _RELIEF_STEP, 0, len(_RELIEF_X) - 1.01)
-    row = clip((y - _RELIEF_Y[0]) / (_RELIEF_Y[1] - _RELIEF_Y[0]), 0, len(_RELIEF_Y) - 1.01)
-    i, j = row.astype(int), column.astype(int)
-    v, u = row - i, column - j
-    relief = self._relief
-    z = z + (1 - v) * ((1 - u) * relief[i, j] + u * relief[i, j + 1]) + v * (
-      (1 - u) * relief[i + 1, j] + u * relief[i + 1, j + 1])  # fmt: skip
-    return self.project(x, y, z)
+    across = x / width
+    z = center + depth * np.sqrt(np.maximum(1 - across * across, 0))
+    return self.project(x, y, z + self._at_surface(self._relief, x[None], y[None])[0])
 
   def foreshortened(self, points: np.ndarray) -> np.ndarray:
     """Offsets (x, y) [N, 2] on a plate that faces forward from the head -> offsets on the screen, in head units."""
@@ -138,7 +143,7 @@ class Head:
     """The head's silhouette, ears and hair left out -> picture units [60, 2]."""
     # Heights gather at crown and chin, where the outline turns.
     y = (_CROWN_Y + self._shape.chin_y) / 2 + (self._shape.chin_y - _CROWN_Y) / 2 * _OUTLINE_HEIGHTS
-    return np.concatenate([self.around(-_BEHIND, y), self.around(_BEHIND, y)[::-1]])
+    return self.around(_BEHIND, np.concatenate([y, y[::-1]]))
 
   def head_units(self, px: np.ndarray, py: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Picture units -> head units on the screen plane, roll undone, origin at the pose's."""
@@ -156,13 +161,14 @@ class Head:
     left, top, right, bottom = max(left - 1, 0), max(top - 1, 0), min(right + 2, GRID // 2), min(bottom + 2, GRID // 2)
     self.rows, self.columns = slice(2 * top, 2 * bottom), slice(2 * left, 2 * right)
     u, v = self.head_units(*(plane[top:bottom, left:right] for plane in _grid(GRID // 2)))
-    table = np.stack([self.width, self.half_depth, self.center_z, self.center_z], axis=-1)[None]
     zero = np.zeros_like(u)
     along = np.sqrt(np.maximum(1.5 - u * u - 0.45 * v * v, 0.05))
     for _ in range(2):
       y = (v + along * sin_pitch) * (1 / cos_pitch)
-      at = (y - _TABLE_Y[0]) * np.float32(1 / (_TABLE_Y[1] - _TABLE_Y[0]))
-      width, depth, center, _ = cv2.split(cv2.remap(table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+      at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
+      width, depth, center = cv2.split(
+        cv2.remap(self._table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+      )
       a, b = width * cos_yaw, depth * sin_yaw
       reach = np.sqrt(a * a + b * b)
       q = clip((u - center * sin_yaw) / reach, -1, 1)
@@ -173,7 +179,7 @@ class Head:
     depth = y * sin_pitch + along * cos_pitch
     shape = (2 * (right - left), 2 * (bottom - top))
     bare = cv2.resize(cv2.merge([x, y, depth, depth]), shape, interpolation=cv2.INTER_LINEAR)
-    x, y, _, _ = cv2.split(bare)
+    x, y = cv2.extractChannel(bare, 0), cv2.extractChannel(bare, 1)
     relief = self._at_surface(self._relief, x, y)
     # A point raised by d along z appears this many grid cells away from where it would lie unraised.
     du, dv = sin_yaw, -cos_yaw * sin_pitch
@@ -191,9 +197,7 @@ class Head:
   def _at_surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     column = (x - _RELIEF_X[0]) * np.float32(1 / _RELIEF_STEP)
     row = (y - _RELIEF_Y[0]) * np.float32(1 / (_RELIEF_Y[1] - _RELIEF_Y[0]))
-    return cv2.remap(
-      texture, column.astype(np.float32), row.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    return cv2.remap(texture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
   def over_face(self, terms: list[tuple[float, float, float, float, float]]) -> np.ndarray:
     """A pattern of Gaussians in face coordinates, seen on the head's box of the grid -> float32 [rows, columns]."""
@@ -202,21 +206,25 @@ class Head:
   @staticmethod
   def _march(relief: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
     """Highest d with relief(p - d * shift) >= d, for each pixel p of the box."""
-    lift = np.full_like(relief, _LEVELS[-1])
-    found = np.zeros(relief.shape, bool)
-    outside, upper = None, _LEVELS[0]
-    for level in _LEVELS:
-      move = np.array([[1, 0, level * shift[0]], [0, 1, level * shift[1]]], np.float32)
-      inside = (
-        cv2.warpAffine(relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        - level
+    lowest, highest, _, _ = cv2.minMaxLoc(relief)
+    step = (highest - lowest) / (_LEVELS - 1)
+    move = np.eye(2, 3, dtype=np.float32)
+    lift = np.full_like(relief, lowest)
+    inside = None
+    # From the lowest level up, so that the highest crossing has the last word.
+    for level in (lowest + step * i for i in range(_LEVELS)):
+      move[0, 2], move[1, 2] = level * shift[0], level * shift[1]
+      outside = cv2.warpAffine(
+        relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
       )
-      hit = (inside >= 0) & ~found
-      # Linear crossing between the level above, still outside the surface, and this one, inside it.
-      share = 0 if outside is None else inside / (inside - outside + 1e-9)
-      np.copyto(lift, level + share * (upper - level), where=hit)
-      found |= hit
-      outside, upper = inside, level
+      outside -= level
+      if inside is not None:
+        # Linear crossing between the level below, inside the surface, and this one, outside it.
+        crossing = inside / (inside - outside + np.float32(1e-6))
+        crossing *= step
+        crossing += level - step
+        cv2.copyTo(crossing, cv2.compare(inside, 0.0, cv2.CMP_GE), lift)
+      inside = outside
     return lift
 
 

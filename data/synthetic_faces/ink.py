@@ -1,5 +1,7 @@
 """Many small parts drawn at four samples a pixel, and laid on a canvas together."""
 
+import math
+
 import cv2
 import numpy as np
 
@@ -17,7 +19,7 @@ class Ink:
 
   def __init__(self, canvas: Canvas, corners: np.ndarray):
     self._canvas = canvas
-    self._box = x0, y0, x1, y1 = box_of([fixed_point(corners, canvas.size)], 1, canvas.size)
+    self._box = x0, y0, x1, y1 = box_of(fixed_point(corners, canvas.size), 1, canvas.size)
     shape = ((y1 - y0) * self.SCALE, (x1 - x0) * self.SCALE)
     # Display values times opacity, opacity last: premultiplied, so that averaging keeps edges free of halos.
     self._ink = np.zeros((*shape, 4), np.uint8)
@@ -39,22 +41,18 @@ class Ink:
     return picture * self._unit
 
   @staticmethod
-  def _value(color, opacity: float) -> tuple[float, ...]:
-    red, green, blue = map(float, color)
+  def _value(color: np.ndarray, opacity: float) -> tuple[float, ...]:
+    red, green, blue = color.tolist()
     full = 255.0 * opacity
-    return (
-      full * min(max(red, 0.0), 1.0) ** 0.5,
-      full * min(max(green, 0.0), 1.0) ** 0.5,
-      full * min(max(blue, 0.0), 1.0) ** 0.5,
-      full,
-    )
+    # Few colours are brighter than 1, and OpenCV saturates those that are.
+    return full * math.sqrt(red), full * math.sqrt(green), full * math.sqrt(blue), full
 
-  def fill(self, outline: np.ndarray, color, opacity: float = 1.0, label: int = 0) -> None:
-    """Fills a polygon; `label` 0 leaves the label below."""
-    fixed = [outline.astype(np.int32)]
+  def fill(self, outlines: np.ndarray, color: np.ndarray, opacity: float = 1.0, labels: tuple[int, ...] = ()) -> None:
+    """Fills polygons [K, N, 2] that do not overlap, and gives them the `labels` [K]; none leave the labels below."""
+    fixed = list(outlines.astype(np.int32))
     cv2.fillPoly(self._ink, fixed, self._value(color, opacity), 0, FRACTION_BITS)
-    if label:
-      cv2.fillPoly(self._label, fixed, label, 0, FRACTION_BITS)
+    for polygon, label in zip(fixed, labels, strict=bool(labels)):
+      cv2.fillPoly(self._label, [polygon], label, 0, FRACTION_BITS)
 
   def strokes(self, lines: np.ndarray, width: float, color, opacity: float = 1.0) -> None:
     """Draws open lines [N, points, 2] with a round pen."""
@@ -69,27 +67,26 @@ class Ink:
       FRACTION_BITS,
     )
 
-  def shade(self, outline: np.ndarray, strength: float) -> None:
-    """Darkens a polygon by `strength` in [0, 1], softly."""
-    cv2.fillPoly(self._shade, [outline.astype(np.int32)], 255.0 * strength, 0, FRACTION_BITS)
+  def shade(self, outlines: np.ndarray, strength: float) -> None:
+    """Darkens polygons [K, N, 2] by `strength` in [0, 1], softly."""
+    cv2.fillPoly(self._shade, list(outlines.astype(np.int32)), 255.0 * strength, 0, FRACTION_BITS)
 
-  def shade_line(self, line: np.ndarray, width: float, strength: float) -> None:
-    """Darkens a line by `strength` in [0, 1], softly."""
+  def shade_lines(self, lines: np.ndarray, width: float, strength: float) -> None:
+    """Darkens lines [K, N, 2] by `strength` in [0, 1], softly."""
     thickness = max(1, round(width / (1 << FRACTION_BITS)))
-    cv2.polylines(self._shade, [line.astype(np.int32)], False, 255.0 * strength, thickness, 8, FRACTION_BITS)
-
-  def keep_inside(self, outline: np.ndarray) -> None:
-    """Wipes away the ink outside `outline`, in a box about three times its size."""
-    fixed = outline.astype(np.int32)
-    (x0, y0), (x1, y1) = (fixed.min(0) >> FRACTION_BITS).tolist(), (fixed.max(0) >> FRACTION_BITS).tolist()
-    reach = (y1 - y0) + (x1 - x0) // 2
-    left, top = max(x0 - reach, 0), max(y0 - reach, 0)
-    region = self._ink[top : y1 + reach, left : x1 + reach]
-    inside = np.zeros(region.shape[:2], np.uint8)
-    cv2.fillPoly(
-      inside, [fixed - np.array([left << FRACTION_BITS, top << FRACTION_BITS], np.int32)], 255, 0, FRACTION_BITS
+    cv2.polylines(
+      self._shade, list(lines.astype(np.int32, order='C')), False, 255.0 * strength, thickness, 8, FRACTION_BITS
     )
-    region[...] = cv2.bitwise_and(region, region, mask=inside)
+
+  def keep_inside(self, outlines: np.ndarray) -> None:
+    """Wipes away the ink outside the polygons [K, N, 2], on their rows and about as many above and below."""
+    fixed = outlines.astype(np.int32)
+    _, top, _, height = (side >> FRACTION_BITS for side in cv2.boundingRect(fixed.reshape(-1, 2)))
+    first = max(top - height, 0)
+    region = self._ink[first : top + 2 * height + 2]
+    inside = np.zeros(region.shape[:2], np.uint8)
+    cv2.fillPoly(inside, list(fixed), 255, 0, FRACTION_BITS, (0, -first << FRACTION_BITS))
+    region[...] = cv2.copyTo(region, inside)
 
   def apply(self, tint: np.ndarray, blur: float) -> None:
     """Lays all on the canvas; shadows, blurred by `blur` picture units, multiply colour by `tint` [3] where full."""
@@ -97,9 +94,14 @@ class Ink:
     here = canvas.color[:, y0:y1, x0:x1]
     ink = cv2.split(halved(self._ink, 2))
     bare = 1 - ink[3] * np.float32(1 / 255)
-    shade = cv2.GaussianBlur(halved(self._shade, 2), (0, 0), max(blur * canvas.size, 0.3)) * np.float32(1 / 255)
+    sigma = max(blur * canvas.size, 0.3)
+    reach = 2 * int(2.5 * sigma + 0.5) + 1
+    shade = cv2.GaussianBlur(halved(self._shade, 2) * np.float32(1 / 255), (reach, reach), sigma)
     for plane, drawn, factor in zip(here, ink, tint.tolist(), strict=False):
-      value = np.sqrt(plane) * bare + drawn * np.float32(1 / 255)
-      np.multiply(value * value, 1 + (factor - 1) * shade, out=plane)
+      value = np.sqrt(plane)
+      value *= bare
+      value += drawn * np.float32(1 / 255)
+      value *= value
+      np.multiply(value, 1 + (factor - 1) * shade, out=plane)
     label = self._label[self.SCALE // 2 :: self.SCALE, self.SCALE // 2 :: self.SCALE]
     np.copyto(canvas.label[y0:y1, x0:x1], label, where=label > 0)

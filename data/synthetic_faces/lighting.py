@@ -12,6 +12,7 @@ HALF = GRID // 2
 # How far, in head units, a shadow is searched for along the light.
 _SHADOW_STEPS = (0.07, 0.14, 0.22, 0.34, 0.50, 0.72, 1.0)
 _FAR = -3.0
+_NOTHING = np.broadcast_to(np.array([0, 0, 1, _FAR], np.float32), (GRID, GRID, 4)).copy()
 
 
 class Relief:
@@ -22,14 +23,13 @@ class Relief:
 
   def __init__(self, spacing: float):
     self.spacing = spacing
-    self.surface = np.zeros((GRID, GRID, 4), np.float32)
-    self.surface[...] = (0, 0, 1, _FAR)
+    self.surface = _NOTHING.copy()
 
   @staticmethod
   def mask(*outlines: np.ndarray) -> np.ndarray:
     """Cells inside the polygons (picture units), uint8 [GRID, GRID], 0 or 1."""
     cells = np.zeros((GRID, GRID), np.uint8)
-    cv2.fillPoly(cells, [((o * GRID - 0.5) * 16 + 0.5).astype(np.int32) for o in outlines], 1, 0, 4)
+    cv2.fillPoly(cells, [_cells(outline) for outline in outlines], 1, 0, 4)
     return cells
 
   def add(self, mask: np.ndarray, depth: np.ndarray, bump: np.ndarray | None = None, flatten: float = 1.0) -> None:
@@ -38,17 +38,26 @@ class Relief:
     shape = _with_normals(depth, bump, flatten, 2 * self.spacing)
     cv2.copyTo(cv2.resize(shape, (GRID, GRID), interpolation=cv2.INTER_LINEAR), mask, self.surface)
 
+  def add_flat(self, outline: np.ndarray, depth: float) -> None:
+    """Lays a plate that faces the camera over the others; `outline` in picture units."""
+    cv2.fillPoly(self.surface, [_cells(outline)], (0, 0, 1, depth), 0, 4)
+
   def add_head(self, head: Head) -> None:
     """Lays the head over the others, at the grid's full resolution."""
     shape = _with_normals(head.depth, None, 1.0, self.spacing)
     # A soft edge: a hard one would show as a chain of dark and light cells along the jaw.
     mask = np.zeros((GRID, GRID), np.uint8)
-    cv2.fillPoly(mask, [((head.outline * GRID - 0.5) * 16 + 0.5).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cv2.fillPoly(mask, [_cells(head.outline)], 255, cv2.LINE_AA, 4)
     cover = mask[head.rows, head.columns] * np.float32(1 / 255)
     here = self.surface[head.rows, head.columns]
     # With nothing behind, the head's normals go on past its outline, so that no rim is lit as if it faced the camera.
     cover[here[..., 3] < _FAR + 0.5] = 1
     here[:] = cv2.blendLinear(shape, here, cover, 1 - cover)
+
+
+def _cells(outline: np.ndarray) -> np.ndarray:
+  """Picture units -> fixed-point cells of the grid."""
+  return (outline * (16 * GRID) - 7.5).astype(np.int32)
 
 
 def _with_normals(depth: np.ndarray, bump: np.ndarray | None, flatten: float, spacing: float) -> np.ndarray:

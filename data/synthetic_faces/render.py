@@ -120,7 +120,7 @@ class _Stage:
 
   def _paint_ear(self, side: int, depth: float) -> None:
     self.ears[side] = outline = paint_ear(self.canvas, self.head, self.scene, side)
-    self.relief.add(self.relief.mask(outline), np.full((HALF, HALF), depth, np.float32))
+    self.relief.add_flat(outline, depth)
 
   def _paint_hair(self) -> None:
     hair = self.hair
@@ -139,11 +139,11 @@ def _grid_centers() -> tuple[np.ndarray, np.ndarray]:
   return tuple(np.meshgrid(centers, centers))
 
 
-def _to_size(planes: np.ndarray, size: int) -> np.ndarray:
-  if planes.shape[-1] == size:
-    return planes
-  kernel = cv2.INTER_AREA if planes.shape[-1] > size else cv2.INTER_LINEAR
-  return np.stack([cv2.resize(p, (size, size), interpolation=kernel) for p in planes])
+def _to_size(image: np.ndarray, size: int) -> np.ndarray:
+  """[h, w] or [h, w, C], scaled to [size, size] or [size, size, C]."""
+  if len(image) == size:
+    return image
+  return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR)
 
 
 def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
@@ -153,35 +153,34 @@ def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
   # Dark skin lets less light through, and less of it red.
   softness = np.array([0.34, 0.16, 0.12] if scene.skin.color[0] > 0.1 else [0.25, 0.16, 0.14])
   lit, highlight = illuminate(stage.relief, scene.light, softness)
-  gloss = _to_size(highlight[None], size)[0] * stage.shine
-  image = canvas.color * _to_size(lit, size)
-  for plane, key in zip(image, scene.light.key.tolist(), strict=True):
+  gloss = _to_size(highlight, size) * stage.shine
+  planes = []
+  for color, light, key in zip(canvas.color, lit, scene.light.key.tolist(), strict=True):
+    plane = color * _to_size(light, size)
     plane += gloss * key
-  ground = _to_size(backdrop, size)
-  vignette = _vignette(size, round(camera.vignette, 2))
-  for plane, behind, balance in zip(image, ground, camera.balance.tolist(), strict=True):
     # A shoulder instead of clipping: highlights on light skin keep their form.
-    over = np.maximum(plane - 0.6, 0)
-    np.minimum(plane, 0.6, out=plane)
+    over = cv2.max(plane, 0.6)
+    over -= 0.6
+    plane -= over
     plane += over / (1 + 2.5 * over)
-    plane -= behind
-    plane *= canvas.solid
-    plane += behind
-    plane *= vignette * balance
-    np.sqrt(np.minimum(plane, 1, out=plane), out=plane)
+    planes.append(plane)
+  image = cv2.blendLinear(cv2.merge(planes), _to_size(backdrop, size), canvas.solid, 1 - canvas.solid)
+  image *= _vignette(size, round(camera.vignette, 2))
+  image = cv2.sqrt(cv2.min(cv2.multiply(image, (*camera.balance.tolist(), 0.0)), (1.0, 1.0, 1.0, 0.0)))
   sigma = camera.blur * size
-  image = cv2.merge(list(image))
   reach = 2 * int(2.5 * sigma + 0.5) + 1
-  image = cv2.GaussianBlur(image, (reach, reach), sigma)
+  if reach > 1:
+    image = cv2.GaussianBlur(image, (reach, reach), sigma)
   y, x = (stage.jitter[140, :2] * tiles.SIDE).astype(int).tolist()
-  image += _noise(size)[y : y + size, x : x + size] * np.float32(camera.noise)
-  return cv2.convertScaleAbs(np.maximum(image, 0), alpha=255)
+  image = cv2.scaleAdd(_noise(size)[y : y + size, x : x + size], camera.noise, image)
+  return cv2.convertScaleAbs(cv2.max(image, (0.0, 0.0, 0.0, 0.0)), alpha=255)
 
 
 @functools.lru_cache(64)
 def _vignette(size: int, strength: float) -> np.ndarray:
   at = np.linspace(-1, 1, size, dtype=np.float32)
-  return 1 - np.float32(strength) * 0.5 * (at[:, None] ** 2 + at**2)
+  plane = 1 - np.float32(strength) * 0.5 * (at[:, None] ** 2 + at**2)
+  return np.stack([plane] * 3, axis=-1)
 
 
 @functools.lru_cache(4)

@@ -5,6 +5,8 @@ eyes, x to the right of the picture, y down, z to the camera. Angles are radians
 """
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,18 +30,12 @@ _NECKLINES = ['crew', 'scoop', 'vee', 'shirt', 'suit', 'turtle', 'hood']
 
 
 class Dice:
-  """Cheap scalar draws: one block of uniform numbers, used up in order."""
+  """Cheap scalar draws: blocks of uniform numbers, used up in order. `unit()` draws from [0, 1)."""
 
   def __init__(self, rng: np.random.Generator):
-    self._rng = rng
-    self._numbers = iter(())
-
-  def unit(self) -> float:
-    """In [0, 1)."""
-    for number in self._numbers:
-      return number
-    self._numbers = iter(self._rng.random(256).tolist())
-    return next(self._numbers)
+    # An endless iterator that never enters Python but for a new block: thousands of numbers are drawn a face.
+    blocks = iter(lambda: rng.random(256).tolist(), None)
+    self.unit: Callable[[], float] = itertools.chain.from_iterable(blocks).__next__
 
   def range(self, low: float, high: float) -> float:
     """Uniform between `low` and `high`."""
@@ -244,8 +240,8 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 def _pose(dice: Dice) -> Pose:
   half_span = dice.range(1.8, 2.2)
   return Pose(
-    yaw=float(np.clip(dice.bell(0, 0.24), -0.6, 0.6)),
-    pitch=float(np.clip(dice.bell(-0.02, 0.10), -0.26, 0.26)),
+    yaw=min(max(dice.bell(0, 0.24), -0.6), 0.6),
+    pitch=min(max(dice.bell(-0.02, 0.10), -0.26), 0.26),
     roll=dice.bell(0, 0.08),
     scale=0.5 / half_span,
     x=0.5 + dice.bell(0, 0.02),
@@ -291,7 +287,7 @@ def _features(dice: Dice, softness: float, age: float) -> Features:
     eye_tilt=dice.bell(0.05, 0.05),
     eye_fold=dice.unit(),
     lash=0.35 + 0.5 * softness + dice.bell(0, 0.08),
-    iris=np.clip(srgb(*_IRIS_COLORS[int(dice.unit() ** 1.6 * len(_IRIS_COLORS))]) * dice.range(0.7, 1.4), 0, 1),
+    iris=np.minimum(srgb(*_IRIS_COLORS[int(dice.unit() ** 1.6 * len(_IRIS_COLORS))]) * dice.range(0.7, 1.4), 1),
     iris_radius=dice.bell(0.100, 0.003),
     gaze=(dice.bell(0, 0.03), dice.bell(0, 0.012)),
     brow_y=dice.bell(-0.275 - 0.02 * softness, 0.025),

@@ -1,6 +1,7 @@
 """The skin of the head: its colour, blotches, freckles, beard, the makeup that lies on it, and the ears."""
 
 import functools
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -22,43 +23,44 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
   """The head's skin with its blotches, freckles and beard, and the makeup that lies on skin."""
   skin, features = scene.skin, scene.features
   patch = canvas.cover(head.outline)
-  fit = functools.partial(_fitted, head=head, patch=patch, size=canvas.size)
-
-  def at(terms: list[tuple[float, float, float, float, float]]) -> np.ndarray:
-    return fit(head.over_face(terms))
-
-  x, y = fit(head.x), fit(head.y)
-  color = np.empty((3, *patch.cover.shape), np.float32)
-  nose = features.nose_y
-  flush = at([
+  x, y, nose = head.x, head.y, features.nose_y
+  # All but hair is smooth: it is worked out on the head's grid.
+  flush = head.over_face([
     (0.8, 0.55, 0.22, 0.45, 0.18), (0.9, 0, 0.15, nose, 0.11), (0.35, 0, 0.3, 1.45, 0.14),
     (0.55, features.eye_x, 0.2, 0.08, 0.09), (0.25, 0, 0.5, -0.7, 0.2),
   ])  # fmt: skip
   blotches = tiles.sample(tiles.clouds, x * 0.45 + skin.offset, y * 0.45)
   even = 1 - (0.8 * makeup.foundation if makeup else 0.0)
   lift = 1 + (makeup.foundation_lift if makeup else 0.0)
-  red = even * skin.redness * (flush + 0.25 * blotches)
-  tone = lift * (1 + even * 0.04 * blotches)
+  red = (even * skin.redness) * (flush + 0.25 * blotches)
+  tone = lift + (lift * even * 0.04) * blotches
   if skin.freckles:
     spots = tiles.sample(tiles.grain, x * 0.11, y * 0.11 + skin.offset)
     tone -= even * skin.freckles * 0.5 * clip(spots - 1.1, 0, 0.7) * clip(flush * 1.5, 0, 1)
-  for plane, base, give in zip(color, skin.color, (0.05, -0.16, -0.13), strict=True):
-    np.multiply(tone, base, out=plane)
-    plane *= 1 + give * red
   # Tired, darker skin round the eyes.
-  hollow = at([(1.0, features.eye_x - 0.05, 0.17, 0.13, 0.06), (0.6, features.eye_x, 0.2, -0.09, 0.07)])
-  hollow *= even * (0.10 + 0.14 * scene.shape.age)
-  color *= 1 - hollow
-  if skin.beard or skin.stubble:
-    _beard(color, at, x, y, scene)
+  hollow = head.over_face([(1.0, features.eye_x - 0.05, 0.17, 0.13, 0.06), (0.6, features.eye_x, 0.2, -0.09, 0.07)])
+  tone *= 1 - (even * (0.10 + 0.14 * scene.shape.age)) * hollow
+  planes = [
+    (tone * base) * (1 + give * red) for base, give in zip(skin.color.tolist(), (0.05, -0.16, -0.13), strict=True)
+  ]
   if makeup:
-    blush = clip(at([(1.0, 0.62, 0.20, 0.42, 0.13)]), 0, 1) * makeup.blush_opacity
-    shadow = at([(1.05, features.eye_x + 0.03, 0.19, -0.09, 0.07), (0.5, features.eye_x + 0.16, 0.10, -0.05, 0.06)])
-    shadow = clip(1.15 * shadow, 0, 1) * makeup.shadow_opacity
-    for opacity, pigment in ((blush, makeup.blush), (shadow, makeup.shadow)):
+    blush = head.over_face([(1.0, 0.62, 0.20, 0.42, 0.13)])
+    shadow = head.over_face(
+      [(1.05, features.eye_x + 0.03, 0.19, -0.09, 0.07), (0.5, features.eye_x + 0.16, 0.10, -0.05, 0.06)]
+    )
+    for opacity, pigment in (
+      (clip(blush, 0, 1) * makeup.blush_opacity, makeup.blush),
+      (clip(1.15 * shadow, 0, 1) * makeup.shadow_opacity, makeup.shadow),
+    ):
       # Pigment tints the skin below it rather than hiding it.
       tint = 0.55 * pigment + 0.45 * np.sqrt(pigment * skin.color)
-      color += (tint[:, None, None] - color) * opacity
+      for plane, stain in zip(planes, tint.tolist(), strict=True):
+        plane += (stain - plane) * opacity
+  fit = functools.partial(_fitted, head=head, patch=patch, size=canvas.size)
+  color = cv2.split(fit(cv2.merge(planes)))
+  if skin.beard or skin.stubble:
+    _beard(color, head, fit, scene)
+  color = np.stack(color)
   canvas.paint(patch, color, _SKIN)
   if skin.mole:
     spot = head.on_face(np.array([skin.mole]))[0]
@@ -68,7 +70,7 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
 
 
 def _fitted(plane: np.ndarray, head: Head, patch: Patch, size: int) -> np.ndarray:
-  """A plane over the head's box of the grid, at the pixels of the patch."""
+  """Planes [h, w] or [h, w, C] over the head's box of the grid, at the pixels of the patch."""
   step = GRID / size
   move = np.array([
     [step, 0, (patch.columns.start + 0.5) * step - 0.5 - head.columns.start],
@@ -78,8 +80,8 @@ def _fitted(plane: np.ndarray, head: Head, patch: Patch, size: int) -> np.ndarra
   return cv2.warpAffine(plane, move, patch.cover.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _beard(color: np.ndarray, at, x: np.ndarray, y: np.ndarray, scene: Scene) -> None:
-  """Beard or stubble, over the skin colour in place; it grows where the terms say and not on the lips."""
+def _beard(color: Sequence[np.ndarray], head: Head, fit: Callable[[np.ndarray], np.ndarray], scene: Scene) -> None:
+  """Beard or stubble, over the planes of the skin's colour in place; it grows where the terms say."""
   skin, features = scene.skin, scene.features
   mouth, chin = features.mouth_y, scene.shape.chin_y
   moustache = [
@@ -96,17 +98,18 @@ def _beard(color: np.ndarray, at, x: np.ndarray, y: np.ndarray, scene: Scene) ->
     (0.7, 0.95, 0.10, 0.4, 0.25),
   ]
   terms = {'full': full, 'goatee': goatee, 'moustache': moustache[:2], '': full}[skin.beard]
-  density = at(terms)
+  x, y, density = cv2.split(fit(cv2.merge([head.x, head.y, head.over_face(terms)])))
   strand = tiles.sample(tiles.strands, x * 0.55 + 0.1 * y * np.sign(x), y * 0.5 + skin.offset)
   hair = scene.hair.color * 0.8
   if skin.beard:
     opacity = clip(density * 1.5 - 0.42 + 0.16 * strand, 0, 0.93)
-    hair = hair[:, None, None] * (1 + 0.3 * strand)
+    tone = 1 + 0.3 * strand
   else:
     dots = tiles.sample(tiles.grain, x * 0.3, y * 0.3 + skin.offset)
     opacity = clip(density - 0.1, 0, 0.55) * skin.stubble * (0.75 + 0.16 * dots)
-    hair = (0.35 * skin.color + 0.4 * hair)[:, None, None]
-  color += (hair - color) * opacity
+    hair, tone = 0.35 * skin.color + 0.4 * hair, 1.0
+  for plane, base in zip(color, hair.tolist(), strict=True):
+    plane += (base * tone - plane) * opacity
 
 
 # (out from the head, down): a C with a lobe, and the hollow in it.

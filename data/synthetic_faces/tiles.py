@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 SIDE = 256
+_PERIOD = np.float32(SIDE)
 
 
 def _normalised(tile: np.ndarray) -> np.ndarray:
@@ -62,6 +63,12 @@ def clouds() -> np.ndarray:
 
 
 @functools.cache
+def clouds_rgb() -> np.ndarray:
+  """The clouds in three equal channels, [256, 256, 3]."""
+  return cv2.merge([clouds()] * 3)
+
+
+@functools.cache
 def _doubled(make) -> np.ndarray:
   return np.tile(make(), (2, 2))
 
@@ -71,7 +78,6 @@ def sample(make, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
   Fast where x and y are in [-1, 1); right everywhere.
   """
-  side = np.float32(SIDE)
-  x = np.broadcast_to(x, np.broadcast_shapes(x.shape, y.shape))
-  y = np.broadcast_to(y, x.shape)
-  return cv2.remap(_doubled(make), x * side + side, y * side + side, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+  return cv2.remap(
+    _doubled(make), x * _PERIOD + _PERIOD, y * _PERIOD + _PERIOD, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+  )
