@@ -12,9 +12,7 @@ import pytest
 
 from jaxface.cli import main
 from jaxface.models.vae import stage_widths
-from tests.conftest import REPOSITORY
-
-EXPERIMENT = f'{REPOSITORY}/experiments/vae.py'
+from tests.smoke import EXPERIMENT, REPOSITORY
 
 
 def _fails(capsys, *words, status=2) -> str:

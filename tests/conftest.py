@@ -17,8 +17,6 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,14 +26,3 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
   folder = tmp_path_factory.mktemp('data')
   prepare('synthetic_faces', data_dir=folder, size=16, count=60, seed=0)
   return folder
-
-
-@pytest.fixture
-def smoke_config(data_dir: Path):
-  """The smoke configuration of mask_ssim_l2 on `data_dir`, for a test to change."""
-  from jaxface.cli import load_config
-
-  config = load_config(f'{REPOSITORY}/experiments/vae.py:mask_ssim_l2,smoke', [])
-  config.data.data_dir = str(data_dir)
-  config.data.workers = 0
-  return config

@@ -1,13 +1,8 @@
 """The loop's promises: resumed equals uninterrupted, damage and preemption are survived, wrong numbers stop it."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -21,6 +16,7 @@ from jaxface.evaluate import evaluate_runs
 from jaxface.runlog import read_metrics
 from jaxface.runs import engine_for, load_run
 from jaxface.train import NonFiniteError, train
+from tests.smoke import smoke_config
 
 
 def _state(workdir: Path, config, step: int):
@@ -35,22 +31,19 @@ def _assert_same_bits(a, b):
 
 
 @pytest.fixture
-def config(smoke_config):
-  smoke_config.total_steps = 6
-  smoke_config.eval_steps = smoke_config.render_steps = 0
-  smoke_config.checkpoint_steps = 2
-  smoke_config.keep_last = 10
-  return smoke_config
+def config(data_dir):
+  config = smoke_config('mask_ssim_l2', data_dir)
+  config.total_steps = 6
+  config.eval_steps = config.render_steps = 0
+  config.checkpoint_steps = 2
+  config.keep_last = 10
+  return config
 
 
 @pytest.fixture(scope='module')
 def whole_run(data_dir, tmp_path_factory):
   """A run of six steps, never interrupted, with a checkpoint every second step; and its configuration."""
-  from jaxface.cli import load_config
-  from tests.conftest import REPOSITORY
-
-  config = load_config(f'{REPOSITORY}/experiments/vae.py:mask_ssim_l2,smoke', [])
-  config.data.data_dir, config.data.workers = str(data_dir), 0
+  config = smoke_config('mask_ssim_l2', data_dir)
   config.total_steps, config.checkpoint_steps, config.keep_last = 6, 2, 10
   config.eval_steps = config.render_steps = 4
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
@@ -174,83 +167,3 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(config, tmp_pat
   with pytest.raises(UserError, match='GiB free and this run needs'):
     train(config, tmp_path / 'run', quiet=True)
   assert not (tmp_path / 'run' / 'checkpoints').exists()
-
-
-def _command(workdir: Path, config, *extra: str) -> list[str]:
-  from tests.conftest import REPOSITORY
-
-  return [
-    sys.executable, '-m', 'jaxface.cli', 'train', '--workdir', str(workdir),
-    '--config', f'{REPOSITORY}/experiments/vae.py:mask_ssim_l2,smoke', '--data-dir', config.data.data_dir,
-    '--config.data.workers=0', '--config.checkpoint_steps=2', '--config.keep_last=10', '--config.eval_steps=0',
-    '--config.render_steps=0', '--config.log_steps=1', *extra,
-  ]  # fmt: skip
-
-
-def _wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
-  deadline = time.monotonic() + 240
-  while time.monotonic() < deadline and process.poll() is None:
-    # The writer may be in the middle of a line.
-    text = (workdir / 'metrics.jsonl').read_text() if (workdir / 'metrics.jsonl').exists() else ''
-    if text.count('\n') >= step:
-      return
-    time.sleep(0.05)
-  raise AssertionError(f'step {step} was not reached: {process.poll()}')
-
-
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_loses_nothing(config, tmp_path, how):
-  config.total_steps = 400
-  workdir = tmp_path / 'killed'
-  process = subprocess.Popen(
-    _command(workdir, config, '--config.total_steps=400'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
-  _wait_for_step(workdir, 5, process)
-  process.send_signal(how)
-  output, _ = process.communicate(timeout=120)
-  if how == signal.SIGTERM:
-    assert process.returncode == 0, output
-    assert 'asked to stop: saved at step' in output
-  with Checkpoints(workdir, read_only=True) as checkpoints:
-    reached = checkpoints.steps[-1]
-  if how == signal.SIGTERM:
-    assert reached == read_metrics(workdir)[-1]['step']
-  # What it goes on to compute is what a run that was never stopped computes.
-  config.total_steps = reached + 2
-  config.keep_last = 400
-  train(config, workdir, quiet=True)
-  train(config, tmp_path / 'whole', quiet=True)
-  _assert_same_bits(_state(workdir, config, reached + 2), _state(tmp_path / 'whole', config, reached + 2))
-
-
-def test_two_processes_compute_what_one_does(config, whole_run, tmp_path):
-  """Two processes of four devices each, over gloo, against this process's eight."""
-  import socket
-
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    port = probe.getsockname()[1]
-  environment = dict(os.environ)
-  environment['XLA_FLAGS'] = re.sub(r'device_count=\d+', 'device_count=4', environment['XLA_FLAGS'])
-  environment['JAX_CPU_COLLECTIVES_IMPLEMENTATION'] = 'gloo'
-  extra = ('--config.total_steps=6', '--quiet', '--coordinator', f'127.0.0.1:{port}', '--num-processes', '2')
-  processes = [
-    subprocess.Popen(
-      _command(tmp_path / 'two', config, *extra, '--process-id', str(i)),
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  outputs = [process.communicate(timeout=300)[0] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
-  two, one = read_metrics(tmp_path / 'two'), read_metrics(whole_run[0])
-  one = [r for r in one if 'train/loss' in r]
-  assert [r['step'] for r in two if 'train/loss' in r] == [1, 2, 3, 4, 5, 6]
-  np.testing.assert_allclose(
-    [r['train/loss'] for r in two if 'train/loss' in r], [r['train/loss'] for r in one], rtol=1e-4
-  )
-  got, expected = _state(tmp_path / 'two', config, 6), _state(whole_run[0], config, 6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got.params, expected.params)

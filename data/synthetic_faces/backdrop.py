@@ -8,7 +8,7 @@ import numpy as np
 from . import tiles
 from .scene import Dice
 
-# Drawn at one resolution for all sizes: backgrounds are out of focus.
+# Drawn at one resolution for all sizes, twice what is kept: backgrounds are out of focus.
 SIDE = 144
 _SHIFT = 4
 
@@ -29,7 +29,7 @@ def _fixed(points) -> np.ndarray:
 
 
 def _polygon(image: np.ndarray, points, color) -> None:
-  cv2.fillConvexPoly(image, _fixed(points), color, cv2.LINE_AA, _SHIFT)
+  cv2.fillConvexPoly(image, _fixed(points), color, cv2.LINE_8, _SHIFT)
 
 
 def _polygons(image: np.ndarray, corners: dict[tuple, list]) -> None:
@@ -46,7 +46,7 @@ def _box(image: np.ndarray, x0: float, y0: float, x1: float, y1: float, color) -
 def _disc(image: np.ndarray, x: float, y: float, rx: float, ry: float, tilt: float, color, thickness: int = -1) -> None:
   scale = SIDE * (1 << _SHIFT)
   axes = (max(1, round(rx * scale)), max(1, round(ry * scale)))
-  cv2.ellipse(image, (round(x * scale), round(y * scale)), axes, tilt, 0, 360, color, thickness, cv2.LINE_AA, _SHIFT)
+  cv2.ellipse(image, (round(x * scale), round(y * scale)), axes, tilt, 0, 360, color, thickness, cv2.LINE_8, _SHIFT)
 
 
 def _bokeh(image: np.ndarray, dice: Dice) -> None:
@@ -65,11 +65,11 @@ def _bokeh(image: np.ndarray, dice: Dice) -> None:
 def _foliage(image: np.ndarray, dice: Dice) -> None:
   """Leaves, dark ones first."""
   base = dice.range(40, 120), dice.range(70, 160), dice.range(20, 80)
-  count = int(dice.range(35, 60))
+  count = int(dice.range(30, 48))
   for i in range(count):
     light = 0.25 + 1.05 * i / count * dice.range(0.6, 1.3)
     color = tuple(min(c * light, 255) for c in base)
-    length = dice.range(0.04, 0.115)
+    length = dice.range(0.045, 0.125)
     _disc(image, dice.unit(), dice.unit(), length, length * dice.range(0.25, 0.5), dice.range(0, 180), color)
 
 
@@ -163,7 +163,6 @@ def _writing(image: np.ndarray, dice: Dice) -> None:
     while x < 1:
       letters.append([(x + 0.6 * height * unit(), y + height * unit()) for _ in range(4)])
       x += height * (0.75 if dice.chance(0.82) else 1.6)
-    # Rough edges, at a third of the price: no background is in focus.
     cv2.polylines(image, list(_fixed(letters)), False, ink, max(1, round(height * 0.13 * SIDE)), cv2.LINE_8, _SHIFT)
     y += height * dice.range(1.4, 2.2)
 

@@ -1,5 +1,8 @@
 """Neck, shoulders, clothes and necklace."""
 
+import functools
+
+import cv2
 import numpy as np
 
 from jaxface import labels
@@ -11,6 +14,8 @@ from .lighting import Relief
 from .scene import Scene
 
 _NECK, _CLOTH, _NECKLACE = labels.index('neck'), labels.index('cloth'), labels.index('neck_l')
+
+_NECK_TINT = np.array([0.97, 0.94, 0.93], np.float32)
 
 
 class Body:
@@ -28,10 +33,11 @@ class Body:
   def place(self, points: np.ndarray) -> np.ndarray:
     """Body points -> picture units; what is high leans with the head."""
     points = np.asarray(points, np.float32)
-    x = points[:, 0] + self._center(points[:, 1])
-    return np.stack(
-      [self._pose.x + x * self._pose.scale, self._pose.y + (points[:, 1] + self._drop) * self._pose.scale], 1
-    )
+    x, y = points[:, 0], points[:, 1]
+    pose, placed = self._pose, np.empty_like(points)
+    placed[:, 0] = pose.x + (x + self._center(y)) * pose.scale
+    placed[:, 1] = pose.y + (y + self._drop) * pose.scale
+    return placed
 
   def _center(self, y: np.ndarray) -> np.ndarray:
     return self._top_x * clip((2.5 - y) / 1.5, 0, 1)
@@ -50,6 +56,7 @@ class Body:
       (s + 0.36, 4.2),
     ]
 
+  @functools.cached_property
   def outline(self) -> np.ndarray:
     """Skin of neck and shoulders, picture units."""
     right = self._slope()
@@ -66,19 +73,21 @@ class Body:
     bulge = 0.62 * self.neck + 0.16 * clip(width - self.neck, 0, 2)
     depth = -0.62 + 0.22 * clip(y - 1.6, 0, 2) + bulge * np.sqrt(np.maximum(1 - across**2, 0.01))
     # Collar bones and the cords of the neck.
-    cords = 0.05 * np.exp(-np.square((np.abs(x) - 0.36 + 0.34 * (y - 1.3)) / 0.09)) * clip(2.3 - y, 0, 1)
-    bones = 0.05 * np.exp(-np.square((y - 2.30 + 0.06 * np.abs(x)) / 0.06)) * clip(np.abs(x) * 4 - 0.4, 0, 1)
+    out = np.abs(x)
+    cords, bones = (out - 0.36 + 0.34 * (y - 1.3)) * (1 / 0.09), (y - 2.30 + 0.06 * out) * (1 / 0.06)
+    cords = cv2.exp(-cords * cords) * (0.05 * clip(2.3 - y, 0, 1))
+    bones = cv2.exp(-bones * bones) * (0.05 * clip(out * 4 - 0.4, 0, 1))
     folds = 0.05 * tiles.sample(
       tiles.clouds, (x * 0.22 + self._scene.skin.offset).astype(np.float32), (y * 0.16).astype(np.float32)
     )
     folds *= clip((y - 2.2) * 2, 0, 1)
-    relief.add(relief.mask(self.outline()), depth.astype(np.float32), bump=(cords + bones + folds).astype(np.float32))
+    relief.add(relief.mask(self.outline), depth.astype(np.float32), bump=(cords + bones + folds).astype(np.float32))
 
   def paint(self, canvas: Canvas) -> None:
     """Skin, clothes, necklace."""
     scene = self._scene
-    patch = canvas.cover(self.outline())
-    canvas.paint(patch, scene.skin.color * np.array([0.97, 0.94, 0.93]), _NECK)
+    patch = canvas.cover(self.outline)
+    canvas.paint(patch, scene.skin.color * _NECK_TINT, _NECK)
     self._clothes(canvas)
     if scene.wear.necklace and scene.wear.neckline not in ('turtle', 'shirt', 'suit'):
       self._necklace(canvas)
@@ -153,7 +162,8 @@ class Body:
     wear, pose = self._scene.wear, self._pose
     px = (np.arange(patch.columns.start, patch.columns.stop, dtype=np.float32) + 0.5) / canvas.size
     py = (np.arange(patch.rows.start, patch.rows.stop, dtype=np.float32) + 0.5) / canvas.size
-    x, y = np.broadcast_arrays((px[None] - pose.x) / pose.scale, (py[:, None] - pose.y) / pose.scale)
+    x = cv2.repeat((px[None] - pose.x) / pose.scale, len(py), 1)
+    y = cv2.repeat((py[:, None] - pose.y) / pose.scale, 1, len(px))
     offset = self._scene.skin.offset
     soft = tiles.sample(tiles.clouds, x * 0.25 + offset, y * 0.25)
     x, y = x + 0.04 * soft, y + 0.10 * x * x + 0.03 * soft

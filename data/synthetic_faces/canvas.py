@@ -7,6 +7,7 @@ right one, whatever the number of pixels. Colours are float32 [3], linear light 
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -100,7 +101,7 @@ def ribbon(line: np.ndarray, width: np.ndarray | float) -> np.ndarray:
   np.multiply(y, -half, out=side[..., 0])
   np.multiply(x, half, out=side[..., 1])
   np.add(line, side, out=outline[..., :count, :])
-  np.subtract(line, side, out=outline[..., :count-1:-1, :])
+  np.subtract(line, side, out=outline[..., : count - 1 : -1, :])
   return outline
 
 
@@ -120,10 +121,19 @@ def box_of(fixed: np.ndarray, scale: int, size: int, margin: int = 0) -> tuple[i
   return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
+def share(image: np.ndarray) -> np.ndarray:
+  """uint8 -> float32 in [0, 1]; converted first, as a product of two types goes through NumPy's buffers."""
+  image = image.astype(np.float32)
+  image *= np.float32(1 / 255)
+  return image
+
+
 def halved(image: np.ndarray, times: int) -> np.ndarray:
   """Area-averaged to half its size, `times` over: OpenCV has a fast path for two, none for four."""
+  height, width = image.shape[:2]
   for _ in range(times):
-    image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    height, width = height // 2, width // 2
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
   return image
 
 
@@ -141,14 +151,17 @@ class Canvas:
     size = self.size
     fixed = [fixed_point(outline, 4 * size) for outline in outlines]
     x0, y0, x1, y1 = box_of(fixed[0] if len(fixed) == 1 else np.concatenate(fixed), 4, size)
-    halvings = 2
-    # Small parts need the finer grid: an eye is six pixels high.
-    if (x1 - x0) * (y1 - y0) > size * size // 6:
-      halvings, fixed = 1, [fixed_point(outline, 2 * size) for outline in outlines]
-    one = 1 << halvings << FRACTION_BITS
+    halvings, bits = 2, FRACTION_BITS
+    # Small parts need the finer grid: an earring is six pixels high.
+    if (x1 - x0) * (y1 - y0) > size * size // 16:
+      halvings, bits = 1, FRACTION_BITS + 1
+      # The centre of a sample twice as large lies half a small one further on.
+      for points in fixed:
+        points -= 1 << FRACTION_BITS - 1
+    one = 4 << FRACTION_BITS
     image = np.zeros(((y1 - y0) << halvings, (x1 - x0) << halvings), np.uint8)
-    cv2.fillPoly(image, fixed, 255, cv2.LINE_8, FRACTION_BITS, (-x0 * one, -y0 * one))
-    return Patch(slice(y0, y1), slice(x0, x1), halved(image, halvings) * np.float32(1 / 255))
+    cv2.fillPoly(image, fixed, 255, cv2.LINE_8, bits, (-x0 * one, -y0 * one))
+    return Patch(slice(y0, y1), slice(x0, x1), share(halved(image, halvings)))
 
   def strokes(self, lines: np.ndarray, width: float) -> Patch:
     """Cover of open lines [N, points, 2] drawn with a round pen, `width` in picture units, at least half a pixel."""
@@ -159,16 +172,24 @@ class Canvas:
     image = np.zeros((2 * (y1 - y0), 2 * (x1 - x0)), np.uint8)
     fixed -= np.array([2 * x0 << FRACTION_BITS, 2 * y0 << FRACTION_BITS], np.int32)
     cv2.polylines(image, list(fixed), False, 255, thickness, cv2.LINE_8, FRACTION_BITS)
-    return Patch(slice(y0, y1), slice(x0, x1), halved(image, 1) * np.float32(min(2 * width * size, 1) / 255))
+    return Patch(slice(y0, y1), slice(x0, x1), share(halved(image, 1)) * min(2 * width * size, 1))
 
-  def paint(self, patch: Patch, color: np.ndarray, label: int | None = None, opacity: np.ndarray | float = 1.0) -> None:
-    """Lays `color` ([3] or [3, h, w]) over the patch; a pixel that is covered by half or more takes `label`."""
-    here = self.color[:, patch.rows, patch.columns]
-    color = np.asarray(color, np.float32)
-    alpha = patch.cover * np.asarray(opacity, np.float32)
-    # In this order an opaque layer hides what is below it to the last bit.
-    here *= 1 - alpha
-    here += color.reshape(3, *(color.shape[1:] or (1, 1))) * alpha
+  def paint(
+    self,
+    patch: Patch,
+    color: np.ndarray | Sequence[np.ndarray],
+    label: int | None = None,
+    opacity: np.ndarray | float = 1.0,
+  ) -> None:
+    """Lays `color` ([3], or three [h, w]) over the patch; a pixel that is covered by half or more takes `label`."""
+    alpha = patch.cover if isinstance(opacity, float) and opacity == 1 else patch.cover * opacity
+    bare = 1 - alpha
+    if isinstance(color, np.ndarray) and color.ndim == 1:
+      color = color.tolist()
+    for plane, tint in zip(self.color[:, patch.rows, patch.columns], color, strict=True):
+      # In this order an opaque layer hides what is below it to the last bit.
+      plane *= bare
+      plane += tint * alpha
     if label is not None:
       self.mark(patch, label)
 

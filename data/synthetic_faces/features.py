@@ -140,9 +140,7 @@ def _eye_curves(f: Features) -> dict:
   return {'eye': np.concatenate([upper, lower[1:-1]]), 'fold': fold, 'bag': bag, 'gaze': gaze}
 
 
-def _ink_eyes(
-  ink: Ink, scale: float, plate: np.ndarray, scene: Scene, makeup: Makeup | None, traced: dict
-) -> None:
+def _ink_eyes(ink: Ink, scale: float, plate: np.ndarray, scene: Scene, makeup: Makeup | None, traced: dict) -> None:
   f, light, skin = scene.features, scene.light, scene.skin.color
   opening = traced['eye']
   upper, lower = opening[:, :29], np.concatenate([opening[:, 28:], opening[:, :1]], axis=1)

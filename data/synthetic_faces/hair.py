@@ -15,6 +15,14 @@ from .lighting import Relief
 from .scene import LONG_STYLES, Scene
 
 _HAIR = labels.index('hair')
+# Across the hairline from temple to temple: the angles of its points, and how a parting tilts it.
+_HAIRLINE_ANGLES = np.array(
+  [-1.40, -1.36, -1.22, -1.02, -0.72, -0.38, 0.0, 0.38, 0.72, 1.02, 1.22, 1.36, 1.40], np.float32
+)
+_HAIRLINE_LEAN = np.array([0, 0, 0.6, 1, 1.6, 1.0, 0, -1.0, -1.6, -1, -0.6, 0, 0], np.float32)
+# Heights at which a silhouette is drawn: from the crown to the widest place, and from there to the end.
+_FROM_CROWN = np.cos(np.linspace(0, np.pi / 2, 12, dtype=np.float32))
+_TO_END = np.sin(np.linspace(0, np.pi / 2, 14, dtype=np.float32)[1:])
 _TABLE_Y = np.linspace(-3.0, 4.0, 256, dtype=np.float32)
 _PER_TABLE_STEP = 1 / (_TABLE_Y[1] - _TABLE_Y[0])
 _COVERS_EARS = (*LONG_STYLES, 'afro')
@@ -50,14 +58,13 @@ class Hair:
     self.outline = None if style == 'bald' else self._silhouette(end)
     # Whether there is hair to be seen behind the neck.
     self.hangs = style in (*LONG_STYLES, 'afro')
-    self._woven = None
+    self._woven = self._dome = None
 
   def _screen(self, points: np.ndarray) -> np.ndarray:
     """Head units on the screen plane -> picture units."""
     pose = self._scene.pose
-    cos, sin = np.cos(pose.roll), np.sin(pose.roll)
-    u, v = points[:, 0] * pose.scale, points[:, 1] * pose.scale
-    return np.stack([pose.x + u * cos - v * sin, pose.y + u * sin + v * cos], axis=1)
+    cos, sin = math.cos(pose.roll) * pose.scale, math.sin(pose.roll) * pose.scale
+    return points @ np.array([[cos, sin], [-sin, cos]], np.float32) + np.array([pose.x, pose.y], np.float32)
 
   def profile(self, y: np.ndarray) -> np.ndarray:
     """Half-width of the hair at screen height y, head units; the strands follow its shape."""
@@ -82,9 +89,7 @@ class Hair:
   def _width_at(self, y: np.ndarray) -> np.ndarray:
     """`profile` of a whole plane float32 [h, w], looked up."""
     at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
-    return cv2.remap(
-      self._width_table, at, np.zeros_like(at), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    return cv2.remap(self._width_table, at, np.zeros_like(at), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
   def _opening(self) -> np.ndarray:
     """The gap the face looks through: hairline, temples, and down past the chin."""
@@ -103,27 +108,15 @@ class Hair:
       smooth = False
     else:
       recede = 0.24 if style == 'receding' else 0.0
-      angles = np.array([-1.40, -1.36, -1.22, -1.02, -0.72, -0.38, 0.0, 0.38, 0.72, 1.02, 1.22, 1.36, 1.40])
+      angles = _HAIRLINE_ANGLES
       sweep = 0.10 if style in ('side_part', 'wavy', 'long', 'bob', 'short') else 0.0
-      lean = sweep * np.sign(hair.parting + 1e-6) * np.array([0, 0, 0.6, 1, 1.6, 1.0, 0, -1.0, -1.6, -1, -0.6, 0, 0])
+      lean = sweep * math.copysign(1, hair.parting) * _HAIRLINE_LEAN
+      middle, edge = line - 0.3 * recede, line + 0.12 - recede
       drop = np.array(
-        [
-          burn,
-          -0.15,
-          temple,
-          -0.60,
-          line + 0.12 - recede,
-          line - 0.3 * recede,
-          line,
-          line - 0.3 * recede,
-          line + 0.12 - recede,
-          -0.60,
-          temple,
-          -0.15,
-          burn,
-        ]
+        [burn, -0.15, temple, -0.60, edge, middle, line, middle, edge, -0.60, temple, -0.15, burn], np.float32
       )
-      heights = drop + lean + 0.05 * np.concatenate([[0], jag, [0]])
+      heights = drop + lean
+      heights[1:-1] += 0.05 * jag
       if long and hair.frame > 0.4:
         angles = angles * (1 - 0.22 * (hair.frame - 0.4) * smoothstep(-0.7, 0.2, heights))
       smooth = True
@@ -143,19 +136,18 @@ class Hair:
       )
     else:
       side = np.array([(1.9, 0.34), (3.0, 3.6)])
-    shift = 0.7 * np.sin(self._scene.pose.yaw) * np.exp(-np.maximum(side[:, :1] * 0 + side[:, 1:] - 0.5, 0))
-    right = side + np.concatenate([shift, 0 * shift], 1)
-    left = side * (-1, 1) + np.concatenate([shift, 0 * shift], 1)
-    return np.concatenate([hairline, self._screen(right), self._screen(left[::-1])])
+    shift = np.zeros_like(side)
+    shift[:, 0] = 0.7 * math.sin(self._scene.pose.yaw) * np.exp(-np.maximum(side[:, 1] - 0.5, 0))
+    sides = self._screen(np.concatenate([side + shift, (side * (-1, 1) + shift)[::-1]]))
+    return np.concatenate([hairline, sides])
 
   def _silhouette(self, end: float) -> np.ndarray:
     """Outer edge from the lower left over the crown to the lower right, uneven, closed along the bottom."""
     hair = self._scene.hair
-    t = np.linspace(0, 1, 25)
     ys = np.concatenate(
       [
-        self.y - self.height * np.cos(t[:12] * np.pi / 2 / t[11]),
-        self.y + (end - self.y) * np.sin(np.linspace(0, np.pi / 2, 14)[1:]),
+        self.y - self.height * _FROM_CROWN,
+        self.y + (end - self.y) * _TO_END,
       ]
     )
     widths = self.profile(ys)
@@ -194,15 +186,18 @@ class Hair:
 
     px, py: picture units of the grid's half-resolution cells.
     """
-    u, v = self._head.head_units(px, py)
     mask = relief.mask(outline)
     if not behind:
       mask &= 1 - relief.mask(self.opening)
-    across = clip((u - self.x) / self._width_at(v), -1, 1)
-    over = clip((v - self.y) * (1 / self.height), -1, 0)
-    dome = np.sqrt(np.maximum(1 - across * across - over * over, 0.015))
-    wave = tiles.sample(tiles.clouds, u * 0.35 + self._scene.hair.offset, v * 0.12)
-    relief.add(mask, 0.9 * dome - 1.1 if behind else 1.25 * dome - 0.05, bump=0.02 * wave, flatten=0.85)
+    # Hair that hangs is seen twice, behind the neck and before the face.
+    if self._dome is None:
+      u, v = self._head.head_units(px, py)
+      across = clip((u - self.x) / self._width_at(v), -1, 1)
+      over = clip((v - self.y) * (1 / self.height), -1, 0)
+      dome = np.sqrt(np.maximum(1 - across * across - over * over, 0.015))
+      self._dome = dome, 0.02 * tiles.sample(tiles.clouds, u * 0.35 + self._scene.hair.offset, v * 0.12)
+    dome, wave = self._dome
+    relief.add(mask, 0.9 * dome - 1.1 if behind else 1.25 * dome - 0.05, bump=wave, flatten=0.85)
 
   def paint_behind(self, canvas: Canvas, outline: np.ndarray) -> None:
     """Hair inside `outline` that lies behind neck or head, in their shade."""
@@ -218,7 +213,6 @@ class Hair:
 
   def _strands(self, canvas: Canvas, outline: np.ndarray) -> tuple[Patch, np.ndarray, np.ndarray]:
     """The outline's patch, the colour [3, h, w] of the strands in it, and their texture [h, w] of deviation 1."""
-    # Hair that hangs is seen twice, behind the neck and before the face.
     if outline is self.outline and self._woven is not None:
       return self._woven
     hair, size = self._scene.hair, canvas.size
@@ -246,8 +240,8 @@ class Hair:
       contrast, gleam = (0.14, 0.1) if hair.style == 'buzz' else (0.30, hair.shine)
     # The ring of light that strands, being cylinders, show across their run.
     ring = ((v - self.y) * (1 / self.height) + 0.42 + 0.25 * across * across - 0.10 * texture) * 4.5
-    band = gleam * np.exp(-ring * ring) * (0.6 + 0.4 * clip(texture + 1, 0, 2))
-    tone = np.exp(contrast * texture)
+    band = gleam * cv2.exp(-ring * ring) * (0.6 + 0.4 * clip(texture + 1, 0, 2))
+    tone = cv2.exp(contrast * texture)
     color = np.empty((3, *tone.shape), np.float32)
     for plane, base in zip(color, hair.color.tolist(), strict=True):
       np.add(base * tone, (0.30 * base + 0.035) * band, out=plane)
@@ -272,7 +266,7 @@ class Hair:
 
   def stray(self, canvas: Canvas, jitter: np.ndarray) -> None:
     """Single hairs off the silhouette, so that it is not cut with scissors. `jitter` uniform [N, 4]."""
-    outline = self._silhouette(min(self._scene.hair.length, 2.2) if self._scene.hair.style in LONG_STYLES else 0.2)
+    outline = self.outline
     at = 6 + (jitter[:, 0] * (len(outline) - 14)).astype(int)
     start, run = outline[at], outline[at + 4] - outline[at - 4]
     side = np.stack([run[:, 1], -run[:, 0]], 1)

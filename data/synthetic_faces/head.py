@@ -6,12 +6,17 @@ the surface under a pixel is found by intersecting the section in closed form an
 """
 
 import functools
+import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from .canvas import clip
 from .scene import Features, Pose, Shape
+
+# A pattern on the face: amplitude, x, sigma x, y, sigma y of each of its Gaussians.
+Terms = list[tuple[float, float, float, float, float]]
 
 # Shapes are lit on this grid whatever the picture's size, so that a face keeps its shading at any size.
 GRID = 96
@@ -20,12 +25,12 @@ _TABLE_Y = np.linspace(-1.9, 2.1, 256, dtype=np.float32)
 _PER_TABLE_STEP = 1 / (_TABLE_Y[1] - _TABLE_Y[0])
 _RELIEF_X = np.linspace(-1.15, 1.15, 77, dtype=np.float32)
 _RELIEF_Y = np.linspace(-1.45, 1.85, 111, dtype=np.float32)
-_RELIEF_STEP = float(_RELIEF_X[1] - _RELIEF_X[0])
+_PER_RELIEF_X, _PER_RELIEF_Y = 1 / (_RELIEF_X[1] - _RELIEF_X[0]), 1 / (_RELIEF_Y[1] - _RELIEF_Y[0])
 _CROWN_Y = -1.56
 _OUTLINE_HEIGHTS = np.sin(np.linspace(-1, 1, 30, dtype=np.float32) * np.float32(np.pi / 2)) * np.float32(0.9995)
 # Left side down, right side up.
 _BEHIND = np.repeat(np.array([-np.pi, np.pi], np.float32), 30)
-# The relief is searched at this many levels; between two of them the crossing is interpolated.
+# The relief is searched at no more than so many levels; between two of them the crossing is interpolated.
 _LEVELS = 7
 
 
@@ -42,11 +47,13 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
   return tuple(np.meshgrid(centers, centers))
 
 
-def gaussians(terms: list[tuple[float, float, float, float, float]], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Sum of amplitude, x, sigma x, y, sigma y over a grid -> [len(y), len(x)]; a term with x != 0 appears at -x too."""
-  amplitude, cx, sx, cy, sy = (c[:, None] for c in np.array(terms, np.float32).T)
-  across = np.exp(-0.5 * np.square((x - cx) / sx)) + (cx != 0) * np.exp(-0.5 * np.square((x + cx) / sx))
-  return (amplitude * np.exp(-0.5 * np.square((y - cy) / sy))).T @ across
+def gaussians(terms: Terms, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Sum of Gaussians over a grid whose x is symmetric -> [len(y), len(x)]; a term with x != 0 appears at -x too."""
+  amplitude, cx, sx, cy, sy = np.array(terms, np.float32).T[..., None]
+  across, down = (x - cx) / sx, (y - cy) / sy
+  across, down = cv2.exp(-0.5 * across * across), cv2.exp(-0.5 * down * down)
+  across += (cx != 0) * across[:, ::-1]
+  return (amplitude * down).T @ across
 
 
 class Head:
@@ -195,24 +202,26 @@ class Head:
 
   @staticmethod
   def _at_surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    column = (x - _RELIEF_X[0]) * np.float32(1 / _RELIEF_STEP)
-    row = (y - _RELIEF_Y[0]) * np.float32(1 / (_RELIEF_Y[1] - _RELIEF_Y[0]))
+    column, row = (x - _RELIEF_X[0]) * _PER_RELIEF_X, (y - _RELIEF_Y[0]) * _PER_RELIEF_Y
     return cv2.remap(texture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
-  def over_face(self, terms: list[tuple[float, float, float, float, float]]) -> np.ndarray:
-    """A pattern of Gaussians in face coordinates, seen on the head's box of the grid -> float32 [rows, columns]."""
-    return self._at_surface(gaussians(terms, _RELIEF_X, _RELIEF_Y), self.x, self.y)
+  def over_face(self, *patterns: Terms) -> Sequence[np.ndarray]:
+    """Patterns of Gaussians in face coordinates, seen on the head's box of the grid -> each float32 [rows, columns]."""
+    flat = cv2.merge([gaussians(terms, _RELIEF_X, _RELIEF_Y) for terms in patterns])
+    return cv2.split(self._at_surface(flat, self.x, self.y))
 
   @staticmethod
   def _march(relief: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
     """Highest d with relief(p - d * shift) >= d, for each pixel p of the box."""
     lowest, highest, _, _ = cv2.minMaxLoc(relief)
-    step = (highest - lowest) / (_LEVELS - 1)
+    # Levels less than half a cell apart would tell nothing new.
+    steps = min(1 + int(2 * (highest - lowest) * math.hypot(*shift)), _LEVELS - 1)
+    step = (highest - lowest) / steps
     move = np.eye(2, 3, dtype=np.float32)
     lift = np.full_like(relief, lowest)
     inside = None
     # From the lowest level up, so that the highest crossing has the last word.
-    for level in (lowest + step * i for i in range(_LEVELS)):
+    for level in (lowest + step * i for i in range(steps + 1)):
       move[0, 2], move[1, 2] = level * shift[0], level * shift[1]
       outside = cv2.warpAffine(
         relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -228,7 +237,7 @@ class Head:
     return lift
 
 
-def _relief_terms(shape: Shape, f: Features) -> list[tuple[float, float, float, float, float]]:
+def _relief_terms(shape: Shape, f: Features) -> Terms:
   """Amplitude, x, sigma x, y, sigma y, in head units."""
   nose, mouth, eye = f.nose_y, f.mouth_y, f.eye_x
   smile = max(f.smile, 0.0)

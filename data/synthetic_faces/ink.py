@@ -5,7 +5,7 @@ import math
 import cv2
 import numpy as np
 
-from .canvas import FRACTION_BITS, Canvas, box_of, fixed_point, halved
+from .canvas import FRACTION_BITS, Canvas, box_of, fixed_point, halved, share
 
 
 class Ink:
@@ -93,14 +93,14 @@ class Ink:
     canvas, (x0, y0, x1, y1) = self._canvas, self._box
     here = canvas.color[:, y0:y1, x0:x1]
     ink = cv2.split(halved(self._ink, 2))
-    bare = 1 - ink[3] * np.float32(1 / 255)
+    bare = 1 - share(ink[3])
     sigma = max(blur * canvas.size, 0.3)
     reach = 2 * int(2.5 * sigma + 0.5) + 1
-    shade = cv2.GaussianBlur(halved(self._shade, 2) * np.float32(1 / 255), (reach, reach), sigma)
+    shade = cv2.GaussianBlur(share(halved(self._shade, 2)), (reach, reach), sigma)
     for plane, drawn, factor in zip(here, ink, tint.tolist(), strict=False):
       value = np.sqrt(plane)
       value *= bare
-      value += drawn * np.float32(1 / 255)
+      value += share(drawn)
       value *= value
       np.multiply(value, 1 + (factor - 1) * shade, out=plane)
     label = self._label[self.SCALE // 2 :: self.SCALE, self.SCALE // 2 :: self.SCALE]

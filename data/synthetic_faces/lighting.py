@@ -1,9 +1,11 @@
 """Light on the solid shapes of a picture, on the fixed grid: diffuse light, shadows, occlusion, highlights."""
 
+import math
+
 import cv2
 import numpy as np
 
-from .canvas import clip
+from .canvas import clip, share
 from .head import GRID, Head
 from .scene import Light
 
@@ -48,7 +50,7 @@ class Relief:
     # A soft edge: a hard one would show as a chain of dark and light cells along the jaw.
     mask = np.zeros((GRID, GRID), np.uint8)
     cv2.fillPoly(mask, [_cells(head.outline)], 255, cv2.LINE_AA, 4)
-    cover = mask[head.rows, head.columns] * np.float32(1 / 255)
+    cover = share(mask[head.rows, head.columns])
     here = self.surface[head.rows, head.columns]
     # With nothing behind, the head's normals go on past its outline, so that no rim is lit as if it faced the camera.
     cover[here[..., 3] < _FAR + 0.5] = 1
@@ -76,7 +78,7 @@ def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[np.n
   """
   # Shapes meet in hard steps of the grid; real edges are rounder than that.
   nx, ny, nz, depth = cv2.split(cv2.blur(relief.surface, (2, 2)))
-  lx, ly, lz = (float(c) for c in light.toward)
+  lx, ly, lz = light.toward.tolist()
   facing = nx * lx + ny * ly + nz * lz
   depth = cv2.resize(depth, (HALF, HALF), interpolation=cv2.INTER_AREA)
   both = cv2.merge([_shadow(depth, light.toward, 2 * relief.spacing), _occlusion(depth)])
@@ -91,9 +93,9 @@ def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[np.n
     # Blood under the skin lets a little red into the shadow's edge.
     plane *= key * 0.5 * wrap + (key * (1 - 0.5 * wrap)) * shadow
     plane += ambient * (ground + (sky - ground) * up)
-  half = np.array([lx, ly, lz + 1])
-  half = (half / np.linalg.norm(half)).tolist()
-  shine = np.maximum(nx * half[0] + ny * half[1] + nz * half[2], 0)
+  # Half-way between the light and the camera.
+  length = math.sqrt(2 * (lz + 1))
+  shine = np.maximum((facing + nz) * (1 / length), 0)
   for _ in range(4):
     shine *= shine
   return lit, shine * shadow
@@ -101,13 +103,17 @@ def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[np.n
 
 def _shadow(depth: np.ndarray, toward: np.ndarray, spacing: float) -> np.ndarray:
   """1 where the light arrives, 0 where something stands in its way; [h, w] like depth."""
-  lx, ly, lz = (float(c) for c in toward)
+  lx, ly, lz = toward.tolist()
   blocked = np.zeros_like(depth)
+  move = np.eye(2, 3, dtype=np.float32)
   for step in _SHADOW_STEPS:
-    move = np.array([[1, 0, -step * lx / spacing], [0, 1, -step * ly / spacing]], np.float32)
+    move[0, 2], move[1, 2] = -step * lx / spacing, -step * ly / spacing
     other = cv2.warpAffine(depth, move, depth.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    other -= depth
     # The further the thing, the softer its shadow's edge.
-    np.maximum(blocked, (other - depth - step * lz - 0.02) * (1 / (0.06 + 0.16 * step)), out=blocked)
+    other -= step * lz + 0.02
+    other *= 1 / (0.06 + 0.16 * step)
+    np.maximum(blocked, other, out=blocked)
   return 1 - cv2.GaussianBlur(np.minimum(blocked, 1), (5, 5), 0.9)
 
 

@@ -155,7 +155,8 @@ def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
   lit, highlight = illuminate(stage.relief, scene.light, softness)
   gloss = _to_size(highlight, size) * stage.shine
   planes = []
-  for color, light, key in zip(canvas.color, lit, scene.light.key.tolist(), strict=True):
+  balance = camera.balance.tolist()
+  for color, light, key, gain in zip(canvas.color, lit, scene.light.key.tolist(), balance, strict=True):
     plane = color * _to_size(light, size)
     plane += gloss * key
     # A shoulder instead of clipping: highlights on light skin keep their form.
@@ -163,17 +164,20 @@ def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
     over -= 0.6
     plane -= over
     plane += over / (1 + 2.5 * over)
+    if gain != 1:
+      plane *= gain
     planes.append(plane)
-  image = cv2.blendLinear(cv2.merge(planes), _to_size(backdrop, size), canvas.solid, 1 - canvas.solid)
+  ground = _to_size(backdrop * camera.balance, size)
+  image = cv2.blendLinear(cv2.merge(planes), ground, canvas.solid, 1 - canvas.solid)
   image *= _vignette(size, round(camera.vignette, 2))
-  image = cv2.sqrt(cv2.min(cv2.multiply(image, (*camera.balance.tolist(), 0.0)), (1.0, 1.0, 1.0, 0.0)))
+  np.sqrt(np.minimum(image, 1, out=image), out=image)
   sigma = camera.blur * size
   reach = 2 * int(2.5 * sigma + 0.5) + 1
   if reach > 1:
     image = cv2.GaussianBlur(image, (reach, reach), sigma)
   y, x = (stage.jitter[140, :2] * tiles.SIDE).astype(int).tolist()
   image = cv2.scaleAdd(_noise(size)[y : y + size, x : x + size], camera.noise, image)
-  return cv2.convertScaleAbs(cv2.max(image, (0.0, 0.0, 0.0, 0.0)), alpha=255)
+  return cv2.convertScaleAbs(np.maximum(image, 0, out=image), alpha=255)
 
 
 @functools.lru_cache(64)

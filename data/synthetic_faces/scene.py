@@ -4,8 +4,10 @@ Lengths are in head units: 1 is half the width of the face at the cheekbones (7 
 eyes, x to the right of the picture, y down, z to the camera. Angles are radians. Colours are float32 [3], linear light.
 """
 
+import bisect
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -23,9 +25,13 @@ _HAIR_COLORS = [
   (22, 18, 18), (30, 23, 21), (44, 30, 24), (62, 42, 30), (88, 60, 40), (122, 86, 54), (176, 136, 84), (216, 184, 128),
   (130, 62, 32), (164, 84, 44), (120, 116, 114), (190, 188, 186), (226, 222, 216), (140, 40, 70), (60, 80, 130),
 ]  # fmt: skip
-_HAIR_ODDS = np.cumsum([16, 16, 14, 11, 9, 7, 6, 5, 3, 3, 4, 3, 1.5, 1, 0.5])
+_HAIR_ODDS = list(itertools.accumulate([16, 16, 14, 11, 9, 7, 6, 5, 3, 3, 4, 3, 1.5, 1, 0.5]))
+_LIP_TINT, _LIP_PIGMENT = np.array([0.74, 0.34, 0.38], np.float32), srgb(166, 62, 70)
+_GREY = srgb(176, 174, 172)
 _IRIS_COLORS = [(58, 36, 22), (80, 50, 28), (104, 74, 42), (92, 98, 58), (72, 104, 132), (96, 130, 150), (90, 108, 104)]
 _FRAME_COLORS = [(22, 20, 22), (24, 22, 20), (90, 52, 28), (168, 140, 84), (150, 30, 40), (40, 60, 110)]
+_DARK_LENSES = [(18, 18, 22), (48, 32, 22), (22, 36, 46)]
+_METALS = [(232, 190, 96), (218, 220, 226), (224, 168, 140)]
 _NECKLINES = ['crew', 'scoop', 'vee', 'shirt', 'suit', 'turtle', 'hood']
 
 
@@ -251,14 +257,20 @@ def _pose(dice: Dice) -> Pose:
 
 def _light(dice: Dice) -> Light:
   azimuth, height = dice.bell(0, 0.62), dice.range(0.12, 0.95)
-  toward = np.array([np.sin(azimuth) * np.cos(height), -np.sin(height), np.cos(azimuth) * np.cos(height)])
+  toward = math.sin(azimuth) * math.cos(height), -math.sin(height), math.cos(azimuth) * math.cos(height)
   warmth = dice.bell(0, 0.09)
   hardness = dice.range(0.45, 1.0)
-  key = np.array([1 + warmth, 1.0, 1 - warmth]) * (0.62 + 0.62 * hardness)
-  sky = np.array([1 - warmth, 1.0, 1 + warmth]) * (0.78 - 0.52 * hardness)
-  ground = np.array([1.08, 1.0, 0.90]) * (0.42 - 0.26 * hardness)
   exposure = dice.range(0.84, 1.08)
-  return Light(toward.astype(np.float32), *((c * exposure).astype(np.float32) for c in (key, sky, ground)))
+  key, sky, ground = (
+    exposure * (base + slope * hardness) for base, slope in ((0.62, 0.62), (0.78, -0.52), (0.42, -0.26))
+  )
+  colors = [
+    toward,
+    (key * (1 + warmth), key, key * (1 - warmth)),
+    (sky * (1 - warmth), sky, sky * (1 + warmth)),
+    (1.08 * ground, ground, 0.90 * ground),
+  ]
+  return Light(*np.array(colors, np.float32))
 
 
 def _shape(dice: Dice, softness: float, age: float) -> Shape:
@@ -316,7 +328,7 @@ def _skin(dice: Dice, softness: float, age: float, tone: float) -> Skin:
   low = min(int(at), len(_SKIN_TONES) - 2)
   color = _SKIN_TONES[low] + (at - low) * (_SKIN_TONES[low + 1] - _SKIN_TONES[low])
   color = color * np.array([1 + dice.bell(0, 0.03), 1, 1 + dice.bell(0, 0.07)], np.float32)
-  lip = 0.72 * color * np.array([0.74, 0.34, 0.38]) + srgb(166, 62, 70) * dice.range(0.10, 0.34) * (1 - 0.45 * tone)
+  lip = 0.72 * color * _LIP_TINT + _LIP_PIGMENT * dice.range(0.10, 0.34) * (1 - 0.45 * tone)
   hairy = softness < 0.45
   beard = dice.choice(['full', 'full', 'goatee', 'moustache']) if hairy and dice.chance(0.3) else ''
   return Skin(
@@ -340,15 +352,15 @@ def _hair(dice: Dice, softness: float, age: float, tone: float) -> Hair:
     odds = dict(
       bald=0.08, buzz=0.14, short=0.30, fringe=0.12, side_part=0.18, receding=0.08, afro=0.04, long=0.03, curly=0.03
     )
-  styles, edges = list(odds), np.cumsum(list(odds.values()))
-  style = styles[int(np.searchsorted(edges, dice.unit() * edges[-1]))]
+  edges = list(itertools.accumulate(odds.values()))
+  style = list(odds)[bisect.bisect_left(edges, dice.unit() * edges[-1])]
   if tone > 0.75 and style in ('long', 'bob') and dice.chance(0.5):
     style = 'afro' if style == 'bob' else 'curly'
   dark = tone > 0.45 and dice.chance(0.8)
   pick = dice.unit() * _HAIR_ODDS[3 if dark else -1]
-  color = srgb(*_HAIR_COLORS[int(np.searchsorted(_HAIR_ODDS, pick))])
+  color = srgb(*_HAIR_COLORS[bisect.bisect_left(_HAIR_ODDS, pick)])
   grey = min(max((age - 0.62) * 2.6, 0), 1) * dice.unit()
-  color = color * (1 - grey) + srgb(176, 174, 172) * grey
+  color = color * (1 - grey) + _GREY * grey
   return Hair(
     style=style,
     color=(color * dice.range(0.85, 1.2)).astype(np.float32),
@@ -372,7 +384,7 @@ def _wear(dice: Dice, softness: float) -> Wear:
   return Wear(
     glasses=glasses,
     glasses_color=srgb(*dice.choice(_FRAME_COLORS)),
-    lens=dice.choice([srgb(18, 18, 22), srgb(48, 32, 22), srgb(22, 36, 46)]) if dark_lens else srgb(210, 222, 230),
+    lens=srgb(*dice.choice(_DARK_LENSES)) if dark_lens else srgb(210, 222, 230),
     lens_opacity=dice.range(0.82, 0.96) if dark_lens else dice.range(0.04, 0.14),
     hat=dice.choice(HATS) if dice.chance(0.08) else '',
     hat_color=dice.color(dice.range(0, 0.8), 0.15, 0.9),
@@ -380,7 +392,7 @@ def _wear(dice: Dice, softness: float) -> Wear:
     hat_y=dice.bell(-0.70, 0.04),
     earrings=dice.choice(['stud', 'stud', 'hoop', 'drop', 'drop']) if dice.chance(0.08 + 0.40 * softness) else '',
     necklace=dice.choice(['chain', 'beads', 'pendant']) if dice.chance(0.04 + 0.17 * softness) else '',
-    metal=dice.choice([srgb(232, 190, 96), srgb(218, 220, 226), srgb(224, 168, 140)]),
+    metal=srgb(*dice.choice(_METALS)),
     gem=dice.color(0.85, 0.5, 1.0),
     neckline=dice.choice([*_NECKLINES, 'straps' if softness > 0.5 else 'crew']),
     pattern=dice.choice(['plain', 'plain', 'plain', 'stripes', 'bars', 'plaid', 'dots']),

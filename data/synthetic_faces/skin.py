@@ -25,10 +25,13 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
   patch = canvas.cover(head.outline)
   x, y, nose = head.x, head.y, features.nose_y
   # All but hair is smooth: it is worked out on the head's grid.
-  flush = head.over_face([
-    (0.8, 0.55, 0.22, 0.45, 0.18), (0.9, 0, 0.15, nose, 0.11), (0.35, 0, 0.3, 1.45, 0.14),
-    (0.55, features.eye_x, 0.2, 0.08, 0.09), (0.25, 0, 0.5, -0.7, 0.2),
-  ])  # fmt: skip
+  flush, hollow = head.over_face(
+    [
+      (0.8, 0.55, 0.22, 0.45, 0.18), (0.9, 0, 0.15, nose, 0.11), (0.35, 0, 0.3, 1.45, 0.14),
+      (0.55, features.eye_x, 0.2, 0.08, 0.09), (0.25, 0, 0.5, -0.7, 0.2),
+    ],
+    [(1.0, features.eye_x - 0.05, 0.17, 0.13, 0.06), (0.6, features.eye_x, 0.2, -0.09, 0.07)],
+  )  # fmt: skip
   blotches = tiles.sample(tiles.clouds, x * 0.45 + skin.offset, y * 0.45)
   even = 1 - (0.8 * makeup.foundation if makeup else 0.0)
   lift = 1 + (makeup.foundation_lift if makeup else 0.0)
@@ -38,15 +41,14 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
     spots = tiles.sample(tiles.grain, x * 0.11, y * 0.11 + skin.offset)
     tone -= even * skin.freckles * 0.5 * clip(spots - 1.1, 0, 0.7) * clip(flush * 1.5, 0, 1)
   # Tired, darker skin round the eyes.
-  hollow = head.over_face([(1.0, features.eye_x - 0.05, 0.17, 0.13, 0.06), (0.6, features.eye_x, 0.2, -0.09, 0.07)])
   tone *= 1 - (even * (0.10 + 0.14 * scene.shape.age)) * hollow
   planes = [
     (tone * base) * (1 + give * red) for base, give in zip(skin.color.tolist(), (0.05, -0.16, -0.13), strict=True)
   ]
   if makeup:
-    blush = head.over_face([(1.0, 0.62, 0.20, 0.42, 0.13)])
-    shadow = head.over_face(
-      [(1.05, features.eye_x + 0.03, 0.19, -0.09, 0.07), (0.5, features.eye_x + 0.16, 0.10, -0.05, 0.06)]
+    blush, shadow = head.over_face(
+      [(1.0, 0.62, 0.20, 0.42, 0.13)],
+      [(1.05, features.eye_x + 0.03, 0.19, -0.09, 0.07), (0.5, features.eye_x + 0.16, 0.10, -0.05, 0.06)],
     )
     for opacity, pigment in (
       (clip(blush, 0, 1) * makeup.blush_opacity, makeup.blush),
@@ -60,7 +62,6 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
   color = cv2.split(fit(cv2.merge(planes)))
   if skin.beard or skin.stubble:
     _beard(color, head, fit, scene)
-  color = np.stack(color)
   canvas.paint(patch, color, _SKIN)
   if skin.mole:
     spot = head.on_face(np.array([skin.mole]))[0]
@@ -98,10 +99,10 @@ def _beard(color: Sequence[np.ndarray], head: Head, fit: Callable[[np.ndarray], 
     (0.7, 0.95, 0.10, 0.4, 0.25),
   ]
   terms = {'full': full, 'goatee': goatee, 'moustache': moustache[:2], '': full}[skin.beard]
-  x, y, density = cv2.split(fit(cv2.merge([head.x, head.y, head.over_face(terms)])))
-  strand = tiles.sample(tiles.strands, x * 0.55 + 0.1 * y * np.sign(x), y * 0.5 + skin.offset)
+  x, y, density = cv2.split(fit(cv2.merge([head.x, head.y, *head.over_face(terms)])))
   hair = scene.hair.color * 0.8
   if skin.beard:
+    strand = tiles.sample(tiles.strands, x * 0.55 + 0.1 * y * np.sign(x), y * 0.5 + skin.offset)
     opacity = clip(density * 1.5 - 0.42 + 0.16 * strand, 0, 0.93)
     tone = 1 + 0.3 * strand
   else:
@@ -122,6 +123,9 @@ _CONCHA = curve(np.array([
   (0.15, 0.75),
 ]), 4, closed=True)  # fmt: skip
 
+# Ears are redder than faces, and dark inside.
+_FLESH, _HOLLOW = np.array([1.02, 0.90, 0.88], np.float32), np.array([0.66, 0.54, 0.5], np.float32)
+
 
 def paint_ear(canvas: Canvas, head: Head, scene: Scene, side: int) -> np.ndarray:
   """One ear (`side` +1: the subject's left) -> its outline, picture units."""
@@ -136,7 +140,7 @@ def paint_ear(canvas: Canvas, head: Head, scene: Scene, side: int) -> np.ndarray
 
   outline = place(_EAR)
   patch = canvas.cover(outline)
-  skin = scene.skin.color * np.array([1.02, 0.90, 0.88], np.float32)
+  skin = scene.skin.color * _FLESH
   canvas.paint(patch, skin, _EARS[side])
-  canvas.shade(canvas.cover(place(_CONCHA)), np.array([0.66, 0.54, 0.5]), 0.8)
+  canvas.shade(canvas.cover(place(_CONCHA)), _HOLLOW, 0.8)
   return outline

@@ -157,7 +157,7 @@ class Hat:
       upper = self._ring(turn, self._band_y - height, 1.12)
       band = within(canvas.cover(np.concatenate([self._lower, upper[::-1]])), crown)
       tint = color * 0.82 if self.kind == 'beanie' else wear.hat_band
-      canvas.paint(band, tint[:, None, None] * np.ones((3, *band.cover.shape), np.float32), opacity=0.75)
+      canvas.paint(band, tint, opacity=0.75)
       canvas.shade(within(canvas.cover(ribbon(upper, 0.03 * scale)), crown), 0.5, 0.7)
     if self.kind == 'cap':
       for at in (-0.55, 0.0, 0.55):

@@ -17,8 +17,8 @@ from jaxface.optimizers import clip_each_by_norm, scale_by_keras_adam
 from jaxface.state import TrainState, count, for_evaluation, new_step
 from jaxface.tasks import make_task
 from jaxface.tasks.vae import RECONSTRUCTION_LOSSES, VaeLoss, VaeTask
-from tests.conftest import REPOSITORY
 from tests.golden import load
+from tests.smoke import EXPERIMENT, smoke_config
 
 VARIANTS = [f'{mask}_{loss}' for mask in ('mask', 'nomask') for loss in RECONSTRUCTION_LOSSES]
 
@@ -100,7 +100,7 @@ def test_evaluation_after_the_steps_matches_the_public_code(golden):
 
 
 def _smoke(variant: str):
-  config = load_config(f'{REPOSITORY}/experiments/vae.py:{variant},smoke', [])
+  config = smoke_config(variant)
   config.optimizer.name = 'adam'
   config.optimizer.clip_each = 0.0
   config.optimizer.learning_rate = 0.01
@@ -142,7 +142,7 @@ def test_every_variant_overfits_one_batch(variant, one_batch):
 
 @pytest.mark.parametrize('arg', [*VARIANTS, *(f'{v},demo' for v in VARIANTS), *(f'{v},smoke' for v in VARIANTS)])
 def test_every_config_builds(arg):
-  config = load_config(f'{REPOSITORY}/experiments/vae.py:{arg}', [])
+  config = load_config(f'{EXPERIMENT}:{arg}', [])
   task = make_task(config)
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   if ',' not in arg:

@@ -1,0 +1,112 @@
+"""Runs in processes of their own: killed, preempted, and several together; what they compute does not change."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxface.checkpoint import Checkpoints
+from jaxface.runlog import read_metrics
+from jaxface.runs import engine_for
+from jaxface.train import train
+from tests.smoke import EXPERIMENT, smoke_config
+
+
+@pytest.fixture
+def config(data_dir):
+  config = smoke_config('mask_ssim_l2', data_dir)
+  config.total_steps = 6
+  config.eval_steps = config.render_steps = 0
+  config.checkpoint_steps = 2
+  config.keep_last = 400
+  return config
+
+
+def _state(workdir: Path, config, step: int):
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    return jax.tree.map(np.asarray, checkpoints.load_state(step, engine_for(config).abstract_saved))
+
+
+def _command(workdir: Path, config, *extra: str) -> list[str]:
+  return [
+    sys.executable, '-m', 'jaxface.cli', 'train', '--workdir', str(workdir),
+    '--config', f'{EXPERIMENT}:mask_ssim_l2,smoke', '--data-dir', config.data.data_dir,
+    '--config.data.workers=0', '--config.checkpoint_steps=2', '--config.keep_last=400', '--config.eval_steps=0',
+    '--config.render_steps=0', '--config.log_steps=1', *extra,
+  ]  # fmt: skip
+
+
+def _wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and process.poll() is None:
+    # The writer may be in the middle of a line.
+    text = (workdir / 'metrics.jsonl').read_text() if (workdir / 'metrics.jsonl').exists() else ''
+    if text.count('\n') >= step:
+      return
+    time.sleep(0.05)
+  raise AssertionError(f'step {step} was not reached: {process.poll()}')
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_loses_nothing(config, tmp_path, how):
+  config.total_steps = 400
+  workdir = tmp_path / 'killed'
+  process = subprocess.Popen(
+    _command(workdir, config, '--config.total_steps=400'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+  _wait_for_step(workdir, 5, process)
+  process.send_signal(how)
+  output, _ = process.communicate(timeout=120)
+  if how == signal.SIGTERM:
+    assert process.returncode == 0, output
+    assert 'asked to stop: saved at step' in output
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    reached = checkpoints.steps[-1]
+  if how == signal.SIGTERM:
+    assert reached == read_metrics(workdir)[-1]['step']
+  # What it goes on to compute is what a run that was never stopped computes.
+  config.total_steps = reached + 2
+  train(config, workdir, quiet=True)
+  train(config, tmp_path / 'whole', quiet=True)
+  states = [_state(folder, config, reached + 2) for folder in (workdir, tmp_path / 'whole')]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_two_processes_compute_what_one_does(config, tmp_path):
+  """Two processes of four devices each, over gloo, against this process's eight."""
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  environment = dict(os.environ)
+  environment['XLA_FLAGS'] = re.sub(r'device_count=\d+', 'device_count=4', environment['XLA_FLAGS'])
+  environment['JAX_CPU_COLLECTIVES_IMPLEMENTATION'] = 'gloo'
+  extra = ('--config.total_steps=6', '--quiet', '--coordinator', f'127.0.0.1:{port}', '--num-processes', '2')
+  processes = [
+    subprocess.Popen(
+      _command(tmp_path / 'two', config, *extra, '--process-id', str(i)),
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  train(config, tmp_path / 'one', quiet=True)
+  losses = {
+    name: [record['train/loss'] for record in read_metrics(tmp_path / name) if 'train/loss' in record]
+    for name in ('one', 'two')
+  }
+  assert len(losses['two']) == 6
+  np.testing.assert_allclose(losses['two'], losses['one'], rtol=1e-4)
+  got, expected = (_state(tmp_path / name, config, 6).params for name in ('two', 'one'))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
