@@ -3,7 +3,7 @@
   jaxface train --config experiments/vae.py:mask_ssim_l2 --workdir runs/mask_ssim_l2
 
 Variants: {mask,nomask}_{l1,l2,ssim,ssim_l1,ssim_l2}. The paper's best is mask_ssim_l2. After a comma, flags:
-  demo   64 pixels, a quarter of the width, Adam: minutes on a laptop
+  demo   48 pixels, a quarter of the width, Adam: minutes on a laptop
   smoke  16 pixels, ten steps: seconds, for tests
 """
 
@@ -88,21 +88,21 @@ def get_config(arg: str = 'mask_ssim_l2') -> ml_collections.ConfigDict:
   config.best_metric = 'loss'
 
   if 'demo' in flags:
-    config.data.name = 'synthetic_faces/faces_64'
-    config.model.image_size = 64
+    config.data.name = 'synthetic_faces/faces_48'
+    config.model.image_size = 48
     config.model.width_multiplier = 0.25
     config.model.latent_dim = 128
     config.batch_size = 32
-    config.total_steps = 2000
+    config.total_steps = 4000
     config.optimizer.name = 'adam'
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.decay = 'cosine'
     config.optimizer.clip_each = 0.0
-    config.log_steps = 25
-    config.eval_steps = 500
-    config.render_steps = 500
-    config.checkpoint_steps = 250
+    config.log_steps = 20
+    config.eval_steps = 1000
+    config.render_steps = 1000
+    config.checkpoint_steps = 300
   if 'smoke' in flags:
     config.data.name = 'synthetic_faces/faces_16'
     config.model.image_size = 16

@@ -14,6 +14,7 @@ from jaxface.pictures import write_picture
 
 _GAP = 2
 _TITLE_HEIGHT = 22
+_SEEN_WIDTH = 96  # Pixels on the sheet that a face should have at least.
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -24,17 +25,26 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
   return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-def tile(rows: Sequence[Sequence[np.ndarray]], gap: int = _GAP) -> np.ndarray:
-  """Lays pictures of one size, given as rows, on a white sheet: uint8 [H, W, 3]. None leaves a place empty."""
+def _enlargement(width: int) -> int:
+  return max(1, _SEEN_WIDTH // width)
+
+
+def tile(rows: Sequence[Sequence[np.ndarray | None]], gap: int = _GAP) -> np.ndarray:
+  """Lays pictures of one size, given as rows, on a white sheet: uint8 [H, W, 3]. None leaves a place empty.
+
+  Pixels of small pictures are repeated, so that a person can see them.
+  """
   pictures = [[None if p is None else to_uint8(p) for p in row] for row in rows]
   height, width = next(p.shape[:2] for row in pictures for p in row if p is not None)
-  columns = max(len(row) for row in pictures)
-  sheet = np.full((len(rows) * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+  times = _enlargement(width)
+  down, right = height * times + gap, width * times + gap
+  sheet = np.full((len(rows) * down + gap, max(map(len, rows)) * right + gap, 3), 255, np.uint8)
   for y, row in enumerate(pictures):
     for x, picture in enumerate(row):
       if picture is not None:
-        top, left = gap + y * (height + gap), gap + x * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
+        top, left = gap + y * down, gap + x * right
+        large = picture.repeat(times, axis=0).repeat(times, axis=1)
+        sheet[top : top + height * times, left : left + width * times] = large
   return sheet
 
 
@@ -42,8 +52,8 @@ def titled_columns(columns: Mapping[str, np.ndarray], max_rows: int = 8) -> np.n
   """A grid with one row an example and one titled column a name: {name: [N, H, W, 1 or 3]} -> uint8 [H', W', 3]."""
   count = min(max_rows, *(len(values) for values in columns.values()))
   sheet = tile([[values[i] for values in columns.values()] for i in range(count)])
-  pitch = next(iter(columns.values())).shape[2] + _GAP
   titles = np.full((_TITLE_HEIGHT, sheet.shape[1], 3), 255, np.uint8)
+  pitch = (sheet.shape[1] - _GAP) // len(columns)
   for i, name in enumerate(columns):
     scale = 0.42
     while scale > 0.2 and cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] > pitch - 4:

@@ -4,14 +4,21 @@ from jaxface import figures
 
 
 def test_tile_puts_pictures_where_they_belong():
-  black, white = np.zeros((4, 6, 3)), np.ones((4, 6, 1))
+  black, white = np.zeros((96, 98, 3)), np.ones((96, 98, 1))
   sheet = figures.tile([[black, white], [None, black]], gap=1)
-  assert sheet.shape == (2 * 5 + 1, 2 * 7 + 1, 3)
+  assert sheet.shape == (2 * 97 + 1, 2 * 99 + 1, 3)
   assert sheet.dtype == np.uint8
-  assert (sheet[1:5, 1:7] == 0).all()
-  assert (sheet[1:5, 8:14] == 255).all()
-  assert (sheet[6:10, 1:7] == 255).all()
-  assert (sheet[6:10, 8:14] == 0).all()
+  assert (sheet[1:97, 1:99] == 0).all()
+  assert (sheet[1:97, 100:198] == 255).all()
+  assert (sheet[98:194, 1:99] == 255).all()
+  assert (sheet[98:194, 100:198] == 0).all()
+
+
+def test_small_pictures_are_enlarged_by_whole_pixels():
+  picture = np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3)
+  sheet = figures.tile([[picture]], gap=0)
+  assert sheet.shape == (96, 96, 3)
+  np.testing.assert_array_equal(sheet[1::2, ::2], picture)
 
 
 def test_to_uint8_rounds_and_clips():
@@ -19,14 +26,14 @@ def test_to_uint8_rounds_and_clips():
 
 
 def test_square_sheet_of_five_is_three_by_two():
-  assert figures.square_sheet(np.zeros((5, 4, 4, 3))).shape == (2 * 6 + 2, 3 * 6 + 2, 3)
+  assert figures.square_sheet(np.zeros((5, 96, 96, 3))).shape == (2 * 98 + 2, 3 * 98 + 2, 3)
 
 
 def test_titles_stand_above_their_columns():
-  sheet = figures.titled_columns({'input': np.ones((2, 40, 40, 3)), 'a long name of a column': np.ones((2, 40, 40, 3))})
-  titles = sheet[: -2 * 42 - 2]
-  assert (titles[:, :44] < 128).any()
-  assert (titles[:, 44:] < 128).any()
+  sheet = figures.titled_columns({'input': np.ones((2, 96, 96, 3)), 'a long name of a column': np.ones((2, 96, 96, 3))})
+  titles = sheet[: -2 * 98 - 2]
+  assert (titles[:, :100] < 128).any()
+  assert (titles[:, 100:] < 128).any()
   assert (sheet[len(titles) :] == 255).all()
 
 
