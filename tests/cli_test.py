@@ -98,7 +98,7 @@ def test_benchmark_writes_rows_with_what_was_timed(data_dir, tmp_path, capsys):
     '--seconds',
     '0.01',
     '--only',
-    'loader,train,resident',
+    'loader,resident',
   ]
   assert main([*words, '--data-dir', str(data_dir), '--out', str(out), '--config.data.workers=0']) == 0
   rows = json.loads(out.read_text())['rows']

@@ -26,3 +26,11 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
   folder = tmp_path_factory.mktemp('data')
   prepare('synthetic_faces', data_dir=folder, size=16, count=60, seed=0)
   return folder
+
+
+_LONG = ('train_test.py', 'processes_test.py', 'parallel_test.py', 'cli_test.py', 'vae_test.py')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Long files first, so that no worker is left alone with one at the end."""
+  items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))

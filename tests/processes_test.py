@@ -55,29 +55,32 @@ def _wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
   raise AssertionError(f'step {step} was not reached: {process.poll()}')
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_loses_nothing(config, tmp_path, how):
-  config.total_steps = 400
-  workdir = tmp_path / 'killed'
+def _stopped(config, workdir: Path, how: signal.Signals) -> tuple[int, str, int]:
+  """Starts a run in a process of its own and stops it after a few steps: exit status, output, last checkpoint."""
   process = subprocess.Popen(
     _command(workdir, config, '--config.total_steps=400'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
   )
   _wait_for_step(workdir, 5, process)
   process.send_signal(how)
   output, _ = process.communicate(timeout=120)
-  if how == signal.SIGTERM:
-    assert process.returncode == 0, output
-    assert 'asked to stop: saved at step' in output
   with Checkpoints(workdir, read_only=True) as checkpoints:
-    reached = checkpoints.steps[-1]
-  if how == signal.SIGTERM:
-    assert reached == read_metrics(workdir)[-1]['step']
-  # What it goes on to compute is what a run that was never stopped computes.
+    return process.returncode, output, checkpoints.steps[-1]
+
+
+def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
+  _, _, reached = _stopped(config, tmp_path / 'killed', signal.SIGKILL)
   config.total_steps = reached + 2
-  train(config, workdir, quiet=True)
+  train(config, tmp_path / 'killed', quiet=True)
   train(config, tmp_path / 'whole', quiet=True)
-  states = [_state(folder, config, reached + 2) for folder in (workdir, tmp_path / 'whole')]
+  states = [_state(tmp_path / name, config, reached + 2) for name in ('killed', 'whole')]
   jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_preempted_run_saves_its_last_step_and_leaves(config, tmp_path):
+  status, output, reached = _stopped(config, tmp_path / 'run', signal.SIGTERM)
+  assert status == 0, output
+  assert f'asked to stop: saved at step {reached}' in output
+  assert reached == read_metrics(tmp_path / 'run')[-1]['step']
 
 
 def test_two_processes_compute_what_one_does(config, tmp_path):

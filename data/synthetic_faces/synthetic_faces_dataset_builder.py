@@ -70,7 +70,6 @@ class Builder(tfds.core.ShardBasedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}  # noqa: RUF012 - TFDS reads a plain class attribute
-  BUILDER_CONFIGS = [make_config(), make_config(makeup_pairs=True)]  # noqa: RUF012
 
   def _info(self) -> tfds.core.DatasetInfo:
     config = self.builder_config
