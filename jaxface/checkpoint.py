@@ -49,6 +49,8 @@ class Checkpoints:
         )
       )
     self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
+    if read_only and not self.folder.is_dir():  # Orbax would make it.
+      raise UserError(f'{workdir} has no checkpoints; give the --workdir of a run that `jaxface train` has saved')
     self._best_is = best_is
     self._orbax = ocp.training.Checkpointer(
       self.folder,
@@ -151,8 +153,6 @@ def restore_for_evaluation(workdir: Path, abstract: TrainState, which: str = 'be
     abstract: shapes, dtypes and shardings of the run's state.
     which: 'best' (by validation; the latest where nothing was validated), 'latest' or a step number.
   """
-  if not (Path(workdir) / CHECKPOINT_FOLDER).is_dir():
-    raise UserError(f'{workdir} has no checkpoints yet; train first: jaxface train --workdir {workdir} --config ...')
   # The optimizer's moments, twice as much again as the weights, stay on the disk.
   partial = abstract.replace(opt_state=jax.tree.map(lambda _: ocp.PLACEHOLDER, abstract.opt_state))
   with Checkpoints(workdir, read_only=True) as checkpoints:

@@ -141,6 +141,13 @@ def test_weights_of_another_run_start_a_new_one(whole_run, config, tmp_path):
   _assert_same_bits(_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
 
 
+def test_a_workdir_without_weights_is_refused_and_not_made(config, tmp_path):
+  config.init_from = str(tmp_path / 'typo')
+  with pytest.raises(UserError, match='typo has no checkpoints'):
+    train(config, tmp_path / 'next', quiet=True)
+  assert not (tmp_path / 'typo').exists()
+
+
 def test_evaluation_is_the_same_for_any_batch_size(whole_run, data_dir, capsys):
   results = [evaluate_runs([whole_run[0]], batch_size=rows, out=whole_run[0] / str(rows)) for rows in (8, 16)]
   for name, value in results[0]['whole'].items():
