@@ -98,7 +98,7 @@ def _fitted_prior(vae: _Vae, count: int, rng: np.random.Generator) -> np.ndarray
   try:
     dataset = open_split(vae.run.config, vae.run.engine, vae.run.config.data.train_split)
   except UserError as error:
-    raise UserError(f'the fitted prior needs the training pictures; give --prior normal, or see to it: {error}') from error
+    raise UserError(f'the fitted prior needs training pictures; give --prior normal, or mind this: {error}') from error
   limit = -(-min(_FITTED_EXAMPLES, len(dataset)) // _BATCH)
   batches = input_pipeline.eval_batches(dataset, batch_size=_BATCH, limit=limit)
   pictures = np.concatenate([batch['image'][batch['weight'] > 0] for batch in batches]) / np.float32(255)
