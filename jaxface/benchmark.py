@@ -298,7 +298,7 @@ def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | Non
     about = environment()
     # Where it ran on whose machine is not part of a result.
     report = {
-      'environment': {k: v for k, v in about.items() if k != 'command'},
+      'environment': {k: v for k, v in about.items() if k not in ('command', 'platform')},
       'config': config.to_dict(),
       'rows': rows,
     }
