@@ -15,24 +15,13 @@ import pytest
 
 from jaxface.checkpoint import Checkpoints
 from jaxface.runlog import read_metrics
-from jaxface.runs import engine_for
 from jaxface.train import train
-from tests.smoke import EXPERIMENT, smoke_config
+from tests.smoke import EXPERIMENT, saved_state, short_config
 
 
 @pytest.fixture
 def config(data_dir):
-  config = smoke_config('mask_ssim_l2', data_dir)
-  config.total_steps = 6
-  config.eval_steps = config.render_steps = 0
-  config.checkpoint_steps = 2
-  config.keep_last = 400
-  return config
-
-
-def _state(workdir: Path, config, step: int):
-  with Checkpoints(workdir, read_only=True) as checkpoints:
-    return jax.tree.map(np.asarray, checkpoints.load_state(step, engine_for(config).abstract_saved))
+  return short_config(data_dir)
 
 
 def _command(workdir: Path, config, *extra: str) -> list[str]:
@@ -72,7 +61,7 @@ def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
   config.total_steps = reached + 2
   train(config, tmp_path / 'killed', quiet=True)
   train(config, tmp_path / 'whole', quiet=True)
-  states = [_state(tmp_path / name, config, reached + 2) for name in ('killed', 'whole')]
+  states = [saved_state(tmp_path / name, config, reached + 2) for name in ('killed', 'whole')]
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -111,5 +100,5 @@ def test_two_processes_compute_what_one_does(config, tmp_path):
   }
   assert len(losses['two']) == 6
   np.testing.assert_allclose(losses['two'], losses['one'], rtol=1e-4)
-  got, expected = (_state(tmp_path / name, config, 6).params for name in ('two', 'one'))
+  got, expected = (saved_state(tmp_path / name, config, 6).params for name in ('two', 'one'))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
+from jaxface.checkpoint import Checkpoints
 from jaxface.cli import load_config
+from jaxface.runs import engine_for
+from jaxface.state import TrainState
 
 REPOSITORY = Path(__file__).parent.parent
 EXPERIMENT = str(REPOSITORY / 'experiments' / 'vae.py')
@@ -16,3 +21,17 @@ def smoke_config(variant: str, data_dir: Path | None = None) -> ConfigDict:
   config.data.data_dir = '' if data_dir is None else str(data_dir)
   config.data.workers = 0
   return config
+
+
+def short_config(data_dir: Path) -> ConfigDict:
+  """Six steps of mask_ssim_l2; every second one is saved and kept, nothing validated or drawn before the end."""
+  config = smoke_config('mask_ssim_l2', data_dir)
+  config.total_steps, config.checkpoint_steps, config.keep_last = 6, 2, 400
+  config.eval_steps = config.render_steps = 0
+  return config
+
+
+def saved_state(workdir: Path, config: ConfigDict, step: int) -> TrainState:
+  """The state in checkpoint `step` of a run, as numpy."""
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    return jax.tree.map(np.asarray, checkpoints.load_state(step, engine_for(config).abstract_saved))

@@ -16,13 +16,7 @@ from jaxface.evaluate import evaluate_runs
 from jaxface.runlog import read_metrics
 from jaxface.runs import engine_for, load_run
 from jaxface.train import NonFiniteError, train
-from tests.smoke import smoke_config
-
-
-def _state(workdir: Path, config, step: int):
-  engine = engine_for(config)
-  with Checkpoints(workdir, read_only=True) as checkpoints:
-    return jax.tree.map(np.asarray, checkpoints.load_state(step, engine.abstract_saved))
+from tests.smoke import saved_state, short_config
 
 
 def _assert_same_bits(a, b):
@@ -32,19 +26,13 @@ def _assert_same_bits(a, b):
 
 @pytest.fixture
 def config(data_dir):
-  config = smoke_config('mask_ssim_l2', data_dir)
-  config.total_steps = 6
-  config.eval_steps = config.render_steps = 0
-  config.checkpoint_steps = 2
-  config.keep_last = 10
-  return config
+  return short_config(data_dir)
 
 
 @pytest.fixture(scope='module')
 def whole_run(data_dir, tmp_path_factory):
   """A run of six steps, never interrupted, with a checkpoint every second step; and its configuration."""
-  config = smoke_config('mask_ssim_l2', data_dir)
-  config.total_steps, config.checkpoint_steps, config.keep_last = 6, 2, 10
+  config = short_config(data_dir)
   config.eval_steps = config.render_steps = 4
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   outcome = train(config, workdir, quiet=True)
@@ -82,7 +70,7 @@ def test_a_run_leaves_its_papers(whole_run):
 def test_resumed_equals_uninterrupted_to_the_bit(whole_run, tmp_path, last_step):
   workdir, config = _cut(whole_run, tmp_path, last_step), whole_run[1]
   train(config, workdir, quiet=True)
-  _assert_same_bits(_state(workdir, config, 6), _state(whole_run[0], config, 6))
+  _assert_same_bits(saved_state(workdir, config, 6), saved_state(whole_run[0], config, 6))
   strip = lambda records: [{k: v for k, v in r.items() if 'second' not in k} for r in records]
   assert strip(read_metrics(workdir)) == strip(read_metrics(whole_run[0]))
 
@@ -91,8 +79,8 @@ def test_a_run_goes_on_on_other_devices_and_by_pmap(whole_run, tmp_path):
   workdir, config = _cut(whole_run, tmp_path, 4), whole_run[1].copy_and_resolve_references()
   config.parallel.mode = 'pmap'
   train(config, workdir, quiet=True)
-  expected = _state(whole_run[0], whole_run[1], 6)
-  got = _state(workdir, config, 6)
+  expected = saved_state(whole_run[0], whole_run[1], 6)
+  got = saved_state(workdir, config, 6)
   assert int(got.step) == 6
   # Another order of sums, two steps of it; the recipe's optimizer makes much of the last digit of a tiny gradient.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got.params, expected.params)
@@ -107,7 +95,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, tmp_path, caplog)
     part.write_bytes(b'nonsense')
   train(config, workdir, quiet=True)
   assert re.search(r'checkpoint .*/6 cannot be read .*trying the one before', caplog.text)
-  _assert_same_bits(_state(workdir, config, 6), _state(whole_run[0], config, 6))
+  _assert_same_bits(saved_state(workdir, config, 6), saved_state(whole_run[0], config, 6))
 
 
 def test_best_and_last_are_kept(config, tmp_path):
@@ -138,7 +126,7 @@ def test_weights_of_another_run_start_a_new_one(whole_run, config, tmp_path):
   config.total_steps, config.optimizer.learning_rate = 1, 0.0
   train(config, tmp_path / 'next', quiet=True)
   best = load_run(whole_run[0]).state.params
-  _assert_same_bits(_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
+  _assert_same_bits(saved_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
 
 
 def test_a_workdir_without_weights_is_refused_and_not_made(config, tmp_path):
