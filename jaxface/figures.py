@@ -72,19 +72,26 @@ def square_sheet(images: np.ndarray) -> np.ndarray:
 
 
 def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
-  """Curves of every train and validation term over the steps, a panel a term, from the lines of metrics.jsonl."""
+  """Curves of the loss and its terms over the steps, a panel a term, from the lines of metrics.jsonl.
+
+  Terms are what training reports, with validation's value where it has one; further metrics are in TensorBoard.
+  """
   series: dict[str, dict[str, list[tuple[float, float]]]] = {}
   for record in records:
     for name, value in record.items():
       part, _, term = name.partition('/')
-      if part in ('train', 'validation') and term:
+      if part in ('train', 'validation'):
         series.setdefault(term, {}).setdefault(part, []).append((record['step'], value))
-  terms = sorted(series, key=lambda term: (term != 'loss', term))
+  terms = [term for term in series if 'train' in series[term] and term != 'images_per_second']
+  terms.sort(key=lambda term: (term != 'loss', term))
   if not terms:
     return
   columns = min(3, len(terms))
   rows = -(-len(terms) // columns)
-  figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 2.8 * rows), squeeze=False, layout='constrained')
+  # Sizes in inches, chosen so that nothing overlaps: Matplotlib's own layouts draw everything twice to find that out.
+  width, height = 4.2 * columns, 2.8 * rows
+  figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+  figure.subplots_adjust(0.6 / width, 0.5 / height, 1 - 0.2 / width, 1 - 0.3 / height, wspace=0.25, hspace=0.45)
   for axis in axes.flat[len(terms) :]:
     axis.axis('off')
   for axis, term in zip(axes.flat, terms, strict=False):
