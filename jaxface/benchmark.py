@@ -297,6 +297,8 @@ def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | Non
   if out is not None:
     about = environment()
     # Where it ran on whose machine is not part of a result.
+    config = config.copy_and_resolve_references()
+    config.data.data_dir = ''
     report = {
       'environment': {k: v for k, v in about.items() if k not in ('command', 'platform')},
       'config': config.to_dict(),
