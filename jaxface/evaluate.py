@@ -1,7 +1,6 @@
 """Evaluation: exact means over a split, whatever its length and the number of devices; tables and comparisons."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,19 +21,19 @@ _COMPARED_EXAMPLES = 8
 def evaluate_state(
   engine: Engine, current: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int, limit: int = 0
 ) -> Metrics:
-  """Means of the task's metrics over every example of `dataset` (over the first `limit` batches where given).
+  """The task's metrics over every example of `dataset` (over the first `limit` batches where given).
 
   The last batch is filled up and the filling is not counted. Sums are exact: float32 within a batch, float64 over all.
   """
   light = for_evaluation(current)
-  sums: dict[str, list[float]] = {}
+  sums: dict[str, np.ndarray] = {}
   process = (jax.process_index(), jax.process_count())
   for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process, limit=limit):
     host = engine.metrics_on_host(engine.eval_step(light, engine.put(batch)))
     for name, value in host.items():
-      sums.setdefault(name, []).append(float(value))
-  count = math.fsum(sums.pop('count'))
-  return {name: math.fsum(values) / count for name, values in sums.items()}
+      sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
+  count = sums.pop('count')
+  return engine.task.summary({name: total / count for name, total in sums.items()})
 
 
 def table(results: Mapping[str, Metrics]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from jaxface.state import TrainState
 
@@ -36,7 +37,11 @@ class Task(Protocol):
     ...
 
   def eval_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
-    """Metrics per example, each [B] or [B, ...]; the evaluator averages them over all real rows."""
+    """Measures per example, each [B] or [B, ...]; the evaluator averages them over all real rows."""
+    ...
+
+  def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What to report, in order, from the averages over a split of what `eval_step` returned (float64, [] or [...])."""
     ...
 
   def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:

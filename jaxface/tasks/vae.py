@@ -3,9 +3,11 @@
 # B batch | S picture size | D latent dimensions
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -30,6 +32,9 @@ RECONSTRUCTION_LOSSES = {
   'ssim_l1': {'ssim': 1.0, 'l1': 4.0},
   'ssim_l2': {'ssim': 1.0, 'l2': 100.0},
 }
+
+# How a reconstruction is compared, see `VaeTask.eval_step`.
+PROTOCOLS = ('whole', 'true_mask', 'predicted_mask')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +206,12 @@ class VaeTask:
       metrics['mask/iou'] = segmentation.mask_iou(predicted.mask, mask)
       metrics['mask/dice'] = segmentation.mask_dice(predicted.mask, mask)
     return metrics
+
+  def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The averages themselves: the loss, then protocol by protocol, then the mask."""
+    measures = picture_metrics(self.model.image_size, self.loss.filter_size)
+    names = ['loss', *(f'{p}/{m}' for p in PROTOCOLS for m in measures), 'mask/iou', 'mask/dice']
+    return {name: float(means[name]) for name in names if name in means}
 
   def _loss_per_example(self, predicted: Prediction, image: jax.Array, mask: jax.Array | None) -> jax.Array:
     # The dice term, which in training is one for the whole batch, is here one for each picture.
