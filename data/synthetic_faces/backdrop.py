@@ -52,7 +52,7 @@ def _disc(image: np.ndarray, x: float, y: float, rx: float, ry: float, tilt: flo
 def _bokeh(image: np.ndarray, dice: Dice) -> None:
   """Lights out of focus: they add up where they overlap."""
   hues = [_color(dice, 1.0) for _ in range(3)]
-  for _ in range(3):
+  for _ in range(2):
     lights = np.zeros_like(image)
     for _ in range(int(dice.range(4, 10))):
       x, y, radius, dim = dice.unit(), dice.unit(), dice.range(0.015, 0.085), dice.range(0.4, 0.8)
@@ -65,11 +65,11 @@ def _bokeh(image: np.ndarray, dice: Dice) -> None:
 def _foliage(image: np.ndarray, dice: Dice) -> None:
   """Leaves, dark ones first."""
   base = dice.range(40, 120), dice.range(70, 160), dice.range(20, 80)
-  count = int(dice.range(30, 48))
+  count = int(dice.range(20, 32))
   for i in range(count):
     light = 0.25 + 1.05 * i / count * dice.range(0.6, 1.3)
     color = tuple(min(c * light, 255) for c in base)
-    length = dice.range(0.045, 0.125)
+    length = dice.range(0.05, 0.15)
     _disc(image, dice.unit(), dice.unit(), length, length * dice.range(0.25, 0.5), dice.range(0, 180), color)
 
 
@@ -89,8 +89,8 @@ def _stripes(image: np.ndarray, dice: Dice) -> None:
 
 def _bricks(image: np.ndarray, dice: Dice) -> None:
   """A wall of bricks or tiles."""
-  base, rows = _color(dice, 0.6), int(dice.range(5, 11))
-  height, width = 1 / rows, dice.range(1.5, 3) / rows
+  base, rows = _color(dice, 0.6), int(dice.range(4, 9))
+  height, width = 1 / rows, dice.range(1.6, 3.2) / rows
   for row in range(rows + 1):
     x = -width * dice.unit()
     while x < 1:
@@ -106,14 +106,14 @@ def _shelf(image: np.ndarray, dice: Dice) -> None:
   y, colors, wood = dice.range(0.02, 0.2), [_color(dice) for _ in range(14)], _color(dice, 0.5)
   books, bands = {}, []
   while y < 1.2:
-    height, x = dice.range(0.18, 0.32), 0.0
+    height, x = dice.range(0.2, 0.36), 0.0
     while x < 1:
-      width, tall = dice.range(0.025, 0.085), height * dice.range(0.55, 0.95)
+      width, tall = dice.range(0.03, 0.10), height * dice.range(0.55, 0.95)
       lean = dice.range(-0.02, 0.02)
       books.setdefault(dice.choice(colors), []).append(
         ((x, y), (x + width, y), (x + width + lean, y - tall), (x + lean, y - tall))
       )
-      if width > 0.03:
+      if width > 0.06:
         band = y - tall * dice.range(0.3, 0.8)
         bands.append((x, band - 0.02, x + width, band))
       x += width * dice.range(1.0, 1.2)
@@ -131,7 +131,7 @@ def _windows(image: np.ndarray, dice: Dice) -> None:
     width, top = dice.range(0.12, 0.32), dice.range(-0.1, 0.5)
     wall, glass = _color(dice, 0.4), [_color(dice, 0.5), _color(dice, 0.9)]
     _box(image, x, top, x + width, 1, wall)
-    step = dice.range(0.06, 0.10)
+    step = dice.range(0.075, 0.125)
     for gy in np.arange(top + 0.03, 1, step * 1.3).tolist():
       for gx in np.arange(x + 0.02, x + width - step * 0.6, step).tolist():
         if dice.chance(0.75):
@@ -141,7 +141,7 @@ def _windows(image: np.ndarray, dice: Dice) -> None:
 
 def _shapes(image: np.ndarray, dice: Dice) -> None:
   """Things of any kind."""
-  for _ in range(int(dice.range(9, 19))):
+  for _ in range(int(dice.range(8, 15))):
     x, y, size = dice.unit(), dice.unit(), dice.range(0.05, 0.24)
     if dice.chance(0.45):
       _disc(image, x, y, size, size * dice.range(0.4, 1), dice.range(0, 180), _color(dice))
@@ -158,7 +158,7 @@ def _writing(image: np.ndarray, dice: Dice) -> None:
   ink, unit = _color(dice), dice.unit
   y = dice.range(0, 0.1)
   while y < 1:
-    height, x = dice.range(0.07, 0.15), dice.range(-0.05, 0.1)
+    height, x = dice.range(0.09, 0.18), dice.range(-0.05, 0.1)
     letters = []
     while x < 1:
       letters.append([(x + 0.6 * height * unit(), y + height * unit()) for _ in range(4)])
@@ -182,13 +182,13 @@ def _crowd(image: np.ndarray, dice: Dice) -> None:
 _KINDS = (_bokeh, _foliage, _stripes, _bricks, _shelf, _windows, _shapes, _writing, _crowd)
 
 
-def draw_backdrop(dice: Dice) -> np.ndarray:
-  """One background: float32 [SIDE / 2, SIDE / 2, 3], linear light in [0, 1]."""
+def draw_backdrop(dice: Dice) -> list[np.ndarray]:
+  """One background: its three planes, float32 [SIDE / 2, SIDE / 2], display values."""
   corners = np.array([[_color(dice), _color(dice)], [_color(dice), _color(dice)]], np.uint8)
   image = cv2.resize(corners, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
   blur = dice.range(0.004, 0.012)
   if not dice.chance(0.12):
-    for kind in {dice.choice(_KINDS): 0, dice.choice(_KINDS): 0} if dice.chance(0.6) else [dice.choice(_KINDS)]:
+    for kind in {dice.choice(_KINDS): 0, dice.choice(_KINDS): 0} if dice.chance(0.5) else [dice.choice(_KINDS)]:
       kind(image, dice)
     if dice.chance(0.35):
       blur = dice.range(0.015, 0.03)
@@ -199,10 +199,7 @@ def draw_backdrop(dice: Dice) -> np.ndarray:
   reach = 2 * int(2.2 * sigma + 0.5) + 1
   if reach > 1:
     image = cv2.GaussianBlur(image, (reach, reach), sigma)
-  image *= image
-  offset, depth = int(dice.range(0, tiles.SIDE - half)), dice.range(0, 0.16)
-  exposure = dice.range(0.55, 1.1) / 255**2
-  cloud = tiles.clouds_rgb()[offset : offset + half, offset : offset + half] * np.float32(depth * exposure)
-  cloud += np.float32(exposure)
-  image *= cloud
-  return image
+  exposure = math.sqrt(dice.range(0.55, 1.1))
+  offset, depth = int(dice.range(0, tiles.SIDE - half)), 0.5 * dice.range(0, 0.16)
+  cloud = tiles.clouds()[offset : offset + half, offset : offset + half] * (depth * exposure) + exposure
+  return [plane * cloud for plane in cv2.split(image)]

@@ -1,11 +1,12 @@
-"""A painter's canvas: antialiased cover masks, colours in linear light, and a label map that is never blended.
+"""A painter's canvas: antialiased layers of uint8, which OpenCV blends many pixels at a time, and a label map.
 
 Points are [N, 2] float arrays (x, y) in picture units: (0, 0) is the picture's upper left corner, (1, 1) its lower
-right one, whatever the number of pixels. Colours are float32 [3], linear light in [0, 1], and planes come first
-([3, H, W]): NumPy broadcasts a mask over leading axes many times faster than over trailing ones.
+right one, whatever the number of pixels. Single colours are float32 [3], linear light in [0, 1]; pictures are uint8
+display values, the square root of light, in 0..255.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +19,7 @@ FRACTION_BITS = 4
 
 
 class Patch(NamedTuple):
-  """A box of the canvas and how much of each of its pixels is covered: float32 [h, w] in [0, 1]."""
+  """A box of the canvas and how much of each of its pixels is covered: uint8 [h, w]."""
 
   rows: slice
   columns: slice
@@ -31,8 +32,8 @@ def srgb(red: float, green: float, blue: float) -> np.ndarray:
 
 
 def clip(x: np.ndarray, low: float, high: float) -> np.ndarray:
-  """`np.clip`, several times faster on small arrays."""
-  return np.minimum(np.maximum(x, low), high)
+  """`np.clip`, faster on small arrays."""
+  return x.clip(low, high)
 
 
 def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
@@ -60,10 +61,32 @@ def _spline_basis(count: int, samples: int, closed: bool) -> np.ndarray:
   return basis
 
 
-def curve(points: np.ndarray, samples: int = 6, closed: bool = False) -> np.ndarray:
+def coordinates(points: Sequence[tuple[float, ...]]) -> np.ndarray:
+  """float32 [N, D]; for long lists several times faster than `np.array`."""
+  return np.fromiter(itertools.chain.from_iterable(points), np.float32).reshape(len(points), -1)
+
+
+def curve(points: np.ndarray | Sequence[tuple], samples: int = 6, closed: bool = False) -> np.ndarray:
   """Smooth curve through control points [N, D] -> [M, D], `samples` points a segment."""
-  points = np.asarray(points, np.float32)
-  return _spline_basis(len(points), samples, closed) @ points
+  points = points if isinstance(points, np.ndarray) else coordinates(points)
+  return _spline_basis(len(points), samples, closed) @ points.astype(np.float32, copy=False)
+
+
+class Curves:
+  """Many smooth curves for the price of one; each is named, with (control points, samples a segment, closed)."""
+
+  def __init__(self, curves: dict[str, tuple[int, int, bool]]):
+    bases = [_spline_basis(*curve) for curve in curves.values()]
+    rows, columns = (np.cumsum([0, *(basis.shape[axis] for basis in bases)]) for axis in (0, 1))
+    self._basis = np.zeros((rows[-1], columns[-1]), np.float32)
+    self.parts = {}
+    for name, basis, row, column in zip(curves, bases, rows.tolist(), columns.tolist(), strict=False):
+      self._basis[row : row + basis.shape[0], column : column + basis.shape[1]] = basis
+      self.parts[name] = slice(row, row + basis.shape[0])
+
+  def points(self, control: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Control points of all curves in order -> the points of all, [M, 2]; `parts` names their slices."""
+    return self._basis @ coordinates(control)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, tilt: float = 0.0, count: int = 28) -> np.ndarray:
@@ -137,99 +160,71 @@ def halved(image: np.ndarray, times: int) -> np.ndarray:
   return image
 
 
+def display(color: np.ndarray) -> list[float]:
+  """Linear light [3] -> display values in 0..255; what is brighter than 1 saturates once it is drawn."""
+  return [255 * math.sqrt(light) for light in color.tolist()]
+
+
+def tinted(tone: np.ndarray, mix: np.ndarray | None, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+  """`first` times `tone`, moved towards `second` by `mix` (float32 [h, w]), in display values: uint8 [h, w, 3]."""
+  if mix is None:
+    return cv2.merge([cv2.convertScaleAbs(tone, alpha=base) for base in display(first)])
+  return cv2.merge(
+    [
+      cv2.addWeighted(tone, base, mix, other - base, 0, dtype=cv2.CV_8U)
+      for base, other in zip(display(first), display(second), strict=True)
+    ]
+  )
+
+
+@functools.cache
+def _filled(size: int, value: int) -> np.ndarray:
+  return np.full((size, size), value, np.uint8)
+
+
 class Canvas:
-  """S x S pixels: `color` float32 [3, S, S], linear light; `label` uint8 [S, S]; `solid`, how much is foreground."""
+  """S x S pixels: `color` uint8 [S, S, 4], `label` uint8 [S, S].
+
+  The fourth channel of `color` is the share of foreground, and the others are multiplied by it.
+  """
 
   def __init__(self, size: int):
     self.size = size
-    self.color = np.zeros((3, size, size), np.float32)
+    self.color = np.zeros((size, size, 4), np.uint8)
     self.label = np.zeros((size, size), np.uint8)
-    self.solid = np.zeros((size, size), np.float32)
 
-  def cover(self, *outlines: np.ndarray) -> Patch:
-    """Exact-area cover of polygons, filled together by the even-odd rule, so a second outline inside cuts a hole."""
-    size = self.size
-    fixed = [fixed_point(outline, 4 * size) for outline in outlines]
-    x0, y0, x1, y1 = box_of(fixed[0] if len(fixed) == 1 else np.concatenate(fixed), 4, size)
-    halvings, bits = 2, FRACTION_BITS
-    # Small parts need the finer grid: an earring is six pixels high.
-    if (x1 - x0) * (y1 - y0) > size * size // 16:
-      halvings, bits = 1, FRACTION_BITS + 1
-      # The centre of a sample twice as large lies half a small one further on.
-      for points in fixed:
-        points -= 1 << FRACTION_BITS - 1
-    one = 4 << FRACTION_BITS
-    image = np.zeros(((y1 - y0) << halvings, (x1 - x0) << halvings), np.uint8)
-    cv2.fillPoly(image, fixed, 255, cv2.LINE_8, bits, (-x0 * one, -y0 * one))
-    return Patch(slice(y0, y1), slice(x0, x1), share(halved(image, halvings)))
+  def centers(self, patch: Patch) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of the patch's columns and rows, float32 [1, w] and [h, 1], picture units."""
+    columns = np.arange(patch.columns.start + 0.5, patch.columns.stop, dtype=np.float32)
+    rows = np.arange(patch.rows.start + 0.5, patch.rows.stop, dtype=np.float32)
+    return columns[None] * (1 / self.size), rows[:, None] * (1 / self.size)
 
-  def strokes(self, lines: np.ndarray, width: float) -> Patch:
-    """Cover of open lines [N, points, 2] drawn with a round pen, `width` in picture units, at least half a pixel."""
-    size = self.size
-    thickness = max(1, round(2 * width * size))
-    fixed = fixed_point(lines, 2 * size)
-    x0, y0, x1, y1 = box_of(fixed.reshape(-1, 2), 2, size, margin=thickness)
+  def cover(self, outline: np.ndarray, hairs: np.ndarray | None = None) -> Patch:
+    """Area cover of a large polygon, in four samples a pixel; `hairs` [N, points, 2] stick out of it, faintly."""
+    size, one = self.size, 2 << FRACTION_BITS
+    fixed = fixed_point(outline, 2 * size)
+    x0, y0, x1, y1 = box_of(fixed, 2, size, margin=0 if hairs is None else size // 32)
     image = np.zeros((2 * (y1 - y0), 2 * (x1 - x0)), np.uint8)
-    fixed -= np.array([2 * x0 << FRACTION_BITS, 2 * y0 << FRACTION_BITS], np.int32)
-    cv2.polylines(image, list(fixed), False, 255, thickness, cv2.LINE_8, FRACTION_BITS)
-    return Patch(slice(y0, y1), slice(x0, x1), share(halved(image, 1)) * min(2 * width * size, 1))
+    offset = (-x0 * one, -y0 * one)
+    if hairs is not None:
+      lines = fixed_point(hairs, 2 * size) + np.array(offset, np.int32)
+      cv2.polylines(image, list(lines), False, 64, max(1, round(size * 0.007)), cv2.LINE_8, FRACTION_BITS)
+    cv2.fillPoly(image, [fixed], 255, cv2.LINE_8, FRACTION_BITS, offset)
+    return Patch(slice(y0, y1), slice(x0, x1), halved(image, 1))
 
-  def paint(
-    self,
-    patch: Patch,
-    color: np.ndarray | Sequence[np.ndarray],
-    label: int | None = None,
-    opacity: np.ndarray | float = 1.0,
-  ) -> None:
-    """Lays `color` ([3], or three [h, w]) over the patch; a pixel that is covered by half or more takes `label`."""
-    alpha = patch.cover if isinstance(opacity, float) and opacity == 1 else patch.cover * opacity
-    bare = 1 - alpha
-    if isinstance(color, np.ndarray) and color.ndim == 1:
-      color = color.tolist()
-    for plane, tint in zip(self.color[:, patch.rows, patch.columns], color, strict=True):
-      # In this order an opaque layer hides what is below it to the last bit.
-      plane *= bare
-      plane += tint * alpha
-    if label is not None:
-      self.mark(patch, label)
+  def paint(self, patch: Patch, picture: np.ndarray, label: int) -> None:
+    """Lays a `picture` uint8 [h, w, 3] over the patch; a pixel that is covered by half or more takes `label`."""
+    cover = cv2.merge([patch.cover] * 4)
+    layer = cv2.multiply(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), cover, scale=1 / 255)
+    self._lay(patch.rows, patch.columns, layer, cover)
+    here = self.label[patch.rows, patch.columns]
+    cv2.copyTo(_filled(self.size, label)[: len(here), : here.shape[1]], cv2.compare(patch.cover, 127, cv2.CMP_GT), here)
 
-  def mark(self, patch: Patch, label: int) -> None:
-    """Gives the patch to `label` and to the foreground, leaving its colour alone."""
-    np.copyto(self.label[patch.rows, patch.columns], np.uint8(label), where=patch.cover >= 0.5)
-    solid = self.solid[patch.rows, patch.columns]
-    cv2.max(solid, patch.cover, solid)
+  def lay(self, rows: slice, columns: slice, layer: np.ndarray, label: np.ndarray) -> None:
+    """Lays a `layer` uint8 [h, w, 4], made like `color`, over a box; `label` uint8 [h, w] rules where it is not 0."""
+    self._lay(rows, columns, layer, cv2.merge([cv2.extractChannel(layer, 3)] * 4))
+    cv2.copyTo(label, label, self.label[rows, columns])
 
-  def shade(self, patch: Patch, factor: np.ndarray | float, strength: np.ndarray | float = 1.0) -> None:
-    """Multiplies the colour under the patch by `factor` (a number, [3], or [h, w])."""
-    here = self.color[:, patch.rows, patch.columns]
-    factor = np.asarray(factor, np.float32)
-    if factor.ndim == 1:
-      factor = factor[:, None, None]
-    here *= 1 + (factor - 1) * (patch.cover * strength)
-
-
-def without(patch: Patch, other: Patch) -> Patch:
-  """The patch where `other` does not cover it."""
-  cover = patch.cover.copy()
-  rows = slice(max(patch.rows.start, other.rows.start), min(patch.rows.stop, other.rows.stop))
-  columns = slice(max(patch.columns.start, other.columns.start), min(patch.columns.stop, other.columns.stop))
-  if rows.start < rows.stop and columns.start < columns.stop:
-    mine = (shifted(rows, patch.rows), shifted(columns, patch.columns))
-    cover[mine] *= 1 - other.cover[shifted(rows, other.rows), shifted(columns, other.columns)]
-  return Patch(patch.rows, patch.columns, cover)
-
-
-def within(patch: Patch, other: Patch) -> Patch:
-  """The part of the patch that `other` covers too."""
-  cover = np.zeros_like(patch.cover)
-  rows = slice(max(patch.rows.start, other.rows.start), min(patch.rows.stop, other.rows.stop))
-  columns = slice(max(patch.columns.start, other.columns.start), min(patch.columns.stop, other.columns.stop))
-  if rows.start < rows.stop and columns.start < columns.stop:
-    mine = (shifted(rows, patch.rows), shifted(columns, patch.columns))
-    cover[mine] = patch.cover[mine] * other.cover[shifted(rows, other.rows), shifted(columns, other.columns)]
-  return Patch(patch.rows, patch.columns, cover)
-
-
-def shifted(inner: slice, outer: slice) -> slice:
-  """`inner`, counted from the start of `outer`."""
-  return slice(inner.start - outer.start, inner.stop - outer.start)
+  def _lay(self, rows: slice, columns: slice, layer: np.ndarray, cover: np.ndarray) -> None:
+    here = self.color[rows, columns]
+    cv2.add(cv2.multiply(here, cv2.bitwise_not(cover), scale=1 / 255), layer, here)

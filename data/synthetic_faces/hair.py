@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, Patch, clip, curve, smoothstep
-from .head import Head
+from .canvas import Canvas, Patch, clip, curve, share, smoothstep, tinted
+from .head import Head, half_grid
 from .lighting import Relief
 from .scene import LONG_STYLES, Scene
 
@@ -23,8 +24,10 @@ _HAIRLINE_LEAN = np.array([0, 0, 0.6, 1, 1.6, 1.0, 0, -1.0, -1.6, -1, -0.6, 0, 0
 # Heights at which a silhouette is drawn: from the crown to the widest place, and from there to the end.
 _FROM_CROWN = np.cos(np.linspace(0, np.pi / 2, 12, dtype=np.float32))
 _TO_END = np.sin(np.linspace(0, np.pi / 2, 14, dtype=np.float32)[1:])
-_TABLE_Y = np.linspace(-3.0, 4.0, 256, dtype=np.float32)
+_TABLE_Y = np.linspace(-3.0, 4.0, 128, dtype=np.float32)
 _PER_TABLE_STEP = 1 / (_TABLE_Y[1] - _TABLE_Y[0])
+_LEFT_RIGHT = np.array([[-1], [1]], np.float32)
+_QUARTER_TURN = np.array([1, -1], np.float32)
 _COVERS_EARS = (*LONG_STYLES, 'afro')
 
 
@@ -33,14 +36,24 @@ def covers_ears(scene: Scene) -> bool:
   return scene.hair.style in _COVERS_EARS and not (scene.hair.style in ('long', 'wavy') and scene.hair.frame < 0.25)
 
 
+class _Flow(NamedTuple):
+  """What is smooth in hair, on the half grid: its dome and the waves on it, where its strands lie on their tile, and
+  the ring of light on them."""
+
+  dome: np.ndarray
+  bump: np.ndarray
+  places: np.ndarray
+  gleam: np.ndarray
+
+
 class Hair:
   """One head's hair. `outline` and `opening`, the gap for the face, in picture units.
 
-  `jitter` uniform [64] makes the edges uneven.
+  `jitter` uniform [90, 4] makes the edges uneven.
   """
 
   def __init__(self, head: Head, scene: Scene, jitter: np.ndarray):
-    self._head, self._scene, self._jitter = head, scene, jitter
+    self._head, self._scene, self._jitter, self._stray_jitter = head, scene, jitter[:64, 0], jitter[64:]
     hair, yaw = scene.hair, scene.pose.yaw
     style = hair.style
     volume = {'buzz': 0.02, 'short': 0.09, 'receding': 0.06, 'afro': 0.42, 'curly': 0.26, 'updo': 0.10}.get(
@@ -58,13 +71,13 @@ class Hair:
     self.outline = None if style == 'bald' else self._silhouette(end)
     # Whether there is hair to be seen behind the neck.
     self.hangs = style in (*LONG_STYLES, 'afro')
-    self._woven = self._dome = None
+    self._woven = None
 
   def _screen(self, points: np.ndarray) -> np.ndarray:
     """Head units on the screen plane -> picture units."""
     pose = self._scene.pose
     cos, sin = math.cos(pose.roll) * pose.scale, math.sin(pose.roll) * pose.scale
-    return points @ np.array([[cos, sin], [-sin, cos]], np.float32) + np.array([pose.x, pose.y], np.float32)
+    return points @ np.array([[cos, sin], [-sin, cos]], np.float32) + (np.float32(pose.x), np.float32(pose.y))
 
   def profile(self, y: np.ndarray) -> np.ndarray:
     """Half-width of the hair at screen height y, head units; the strands follow its shape."""
@@ -81,15 +94,6 @@ class Hair:
     else:
       tuck = 0.0
     return np.maximum(self.half_width * top + flare * smoothstep(0.0, 1.6, below) + tuck, 0.01)
-
-  @functools.cached_property
-  def _width_table(self) -> np.ndarray:
-    return self.profile(_TABLE_Y)[None].astype(np.float32)
-
-  def _width_at(self, y: np.ndarray) -> np.ndarray:
-    """`profile` of a whole plane float32 [h, w], looked up."""
-    at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
-    return cv2.remap(self._width_table, at, np.zeros_like(at), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
   def _opening(self) -> np.ndarray:
     """The gap the face looks through: hairline, temples, and down past the chin."""
@@ -144,31 +148,23 @@ class Hair:
   def _silhouette(self, end: float) -> np.ndarray:
     """Outer edge from the lower left over the crown to the lower right, uneven, closed along the bottom."""
     hair = self._scene.hair
-    ys = np.concatenate(
-      [
-        self.y - self.height * _FROM_CROWN,
-        self.y + (end - self.y) * _TO_END,
-      ]
-    )
+    ys = np.concatenate([self.y - self.height * _FROM_CROWN, self.y + (end - self.y) * _TO_END])
     widths = self.profile(ys)
     widths[0] = 0
     rough = {'curly': 0.075, 'afro': 0.07, 'wavy': 0.03, 'short': 0.035, 'fringe': 0.025}.get(hair.style, 0.012)
-    noise = rough * (self._jitter - 0.5) * min(2.0, 1.2 * (end - self.y))
+    noise = rough * (self._jitter[: 2 * len(ys)].reshape(2, -1) - 0.5) * min(2.0, 1.2 * (end - self.y))
     # Hair that ends within the picture ends round.
     turn = min({'afro': 0.55, 'curly': 0.45, 'wavy': 0.3}.get(hair.style, 0.16), 0.6 * (end - self.y))
-    widths = widths - 0.7 * turn * (1 - np.sqrt(np.maximum(1 - np.square(np.maximum(ys - end + turn, 0) / turn), 0)))
-    n = len(ys)
-    wave = hair.wave * 1.2 * np.sin(5.2 * ys + 6 * hair.offset)
-    right = np.stack(
-      [self.x + widths + noise[:n] * (widths > 0.3) + wave * (ys > 0), ys - noise[:n] * (widths <= 0.8)], 1
-    )
-    left = np.stack(
-      [self.x - widths + noise[n : 2 * n] * (widths > 0.3) + wave * (ys > 0), ys - noise[n : 2 * n] * (widths <= 0.8)],
-      1,
-    )
-    left[0] = right[0]
-    left[-1, 1] += 0.1 * (self._jitter[60] - 0.5)
-    return self._screen(curve(np.concatenate([left[::-1], right[1:]]), 3))
+    widths -= 0.7 * turn * (1 - np.sqrt((1 - np.square((ys - end + turn).clip(0) / turn)).clip(0)))
+    # The left side and the right one, from the crown down.
+    sides = np.empty((2, len(ys), 2), np.float32)
+    sides[..., 0] = (widths + noise * (widths > 0.3)) * _LEFT_RIGHT
+    sides[..., 0] += self.x
+    if hair.wave > 0.02:
+      sides[..., 0] += 1.2 * hair.wave * np.sin(5.2 * ys + 6 * hair.offset) * (ys > 0)
+    sides[..., 1] = ys - noise * (widths <= 0.8)
+    sides[0, -1, 1] += 0.1 * (self._jitter[60] - 0.5)
+    return self._screen(curve(np.concatenate([sides[0, ::-1], sides[1, 1:]]), 3))
 
   def bun(self) -> np.ndarray | None:
     """Outline of an updo's knot."""
@@ -181,73 +177,78 @@ class Hair:
       curve(np.stack([center[0] + radius * np.cos(angle), center[1] + 0.8 * radius * np.sin(angle)], 1), 3, True)
     )
 
-  def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray, outline: np.ndarray, behind: bool) -> None:
-    """Adds the hair inside `outline`, with the opening for the face or `behind` it, to the shapes that are lit.
-
-    px, py: picture units of the grid's half-resolution cells.
-    """
+  def raise_relief(self, relief: Relief, outline: np.ndarray, behind: bool) -> None:
+    """Adds the hair inside `outline`, with the opening for the face or `behind` it, to the shapes that are lit."""
     mask = relief.mask(outline)
     if not behind:
       mask &= 1 - relief.mask(self.opening)
-    # Hair that hangs is seen twice, behind the neck and before the face.
-    if self._dome is None:
-      u, v = self._head.head_units(px, py)
-      across = clip((u - self.x) / self._width_at(v), -1, 1)
-      over = clip((v - self.y) * (1 / self.height), -1, 0)
-      dome = np.sqrt(np.maximum(1 - across * across - over * over, 0.015))
-      self._dome = dome, 0.02 * tiles.sample(tiles.clouds, u * 0.35 + self._scene.hair.offset, v * 0.12)
-    dome, wave = self._dome
-    relief.add(mask, 0.9 * dome - 1.1 if behind else 1.25 * dome - 0.05, bump=wave, flatten=0.85)
+    dome, bump = self._flow.dome, self._flow.bump
+    relief.add(mask, 0.9 * dome - 1.1 if behind else 1.25 * dome - 0.05, bump, flatten=0.85)
 
-  def paint_behind(self, canvas: Canvas, outline: np.ndarray) -> None:
-    """Hair inside `outline` that lies behind neck or head, in their shade."""
-    patch, color, _ = self._strands(canvas, outline)
-    canvas.paint(patch, 0.6 * color, _HAIR)
-
-  def paint_front(self, canvas: Canvas) -> Patch:
-    """Hair over head and face, with the opening for the face -> its patch."""
-    whole, color, texture = self._strands(canvas, self.outline)
-    patch = self._parted(canvas, whole, texture)
-    canvas.paint(patch, color, _HAIR)
-    return patch
-
-  def _strands(self, canvas: Canvas, outline: np.ndarray) -> tuple[Patch, np.ndarray, np.ndarray]:
-    """The outline's patch, the colour [3, h, w] of the strands in it, and their texture [h, w] of deviation 1."""
-    if outline is self.outline and self._woven is not None:
-      return self._woven
-    hair, size = self._scene.hair, canvas.size
-    patch = canvas.cover(outline)
-    px = (np.arange(patch.columns.start, patch.columns.stop, dtype=np.float32) + 0.5) / size
-    py = (np.arange(patch.rows.start, patch.rows.stop, dtype=np.float32) + 0.5) / size
-    u, v = self._head.head_units(px[None], py[:, None])
-    width = self._width_at(v)
+  @functools.cached_property
+  def _flow(self) -> '_Flow':
+    hair = self._scene.hair
+    u, v = self._head.head_units(*half_grid())
+    at = (v - _TABLE_Y[0]) * _PER_TABLE_STEP
+    profile = self.profile(_TABLE_Y)[None].astype(np.float32)
+    width = cv2.remap(profile, at, np.zeros_like(at), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     # Beyond the outline the run of the strands has no meaning, and above the crown no bound.
     across = clip((u - self.x) / width, -1.5, 1.5)
+    square = across * across
+    up = (self.y - v) * (1 / self.height)
+    over = clip(up, 0, 1)
+    dome = np.sqrt(clip(1 - square - over * over, 0.015, 1))
+    ring = (0.42 - up + 0.25 * square) * 4.5
+    gleam = cv2.exp(-ring * ring)
     if hair.style in ('afro', 'curly'):
-      scale = 0.42 if hair.style == 'afro' else 0.30
-      texture = 0.75 * tiles.sample(tiles.curls, u * scale + hair.offset, v * scale)
-      texture += 0.35 * tiles.sample(tiles.clouds, u * 0.4, v * 0.4 + hair.offset)
-      contrast, gleam = 0.42, 0.12
+      scale = 0.84 if hair.style == 'afro' else 0.60
+      x, y = u * scale + hair.offset, v * scale
     else:
       run = across
       if hair.wave > 0.02:
         run = run + hair.wave * np.sin(5.2 * v + 2.0 * u + 6 * hair.offset) * smoothstep(-0.3, 0.8, v) / width
       # Strands start from the parting and spread out to the sides.
-      part = hair.parting * (hair.style not in ('buzz', 'updo'))
-      run = run - part * clip((self.y + 0.2 - v) * (1 / self.height), 0, 1) * (1 - across * across)
+      if hair.style not in ('buzz', 'updo'):
+        run = run - hair.parting * clip(up + 0.2 / self.height, 0, 1) * (1 - square)
       coarse = {'short': 0.55, 'fringe': 0.6}.get(hair.style, 0.75)
-      texture = tiles.sample(tiles.strands, run * coarse + hair.offset, v * 0.16 + hair.offset)
-      contrast, gleam = (0.14, 0.1) if hair.style == 'buzz' else (0.30, hair.shine)
-    # The ring of light that strands, being cylinders, show across their run.
-    ring = ((v - self.y) * (1 / self.height) + 0.42 + 0.25 * across * across - 0.10 * texture) * 4.5
-    band = gleam * cv2.exp(-ring * ring) * (0.6 + 0.4 * clip(texture + 1, 0, 2))
-    tone = cv2.exp(contrast * texture)
-    color = np.empty((3, *tone.shape), np.float32)
-    for plane, base in zip(color, hair.color.tolist(), strict=True):
-      np.add(base * tone, (0.30 * base + 0.035) * band, out=plane)
+      x, y = run * coarse + hair.offset, v * 0.16 + hair.offset
+    bump = 0.02 * tiles.sample(tiles.clouds, u * 0.35 + hair.offset, v * 0.12)
+    return _Flow(dome, bump, tiles.places(x, y), gleam)
+
+  def paint_behind(self, canvas: Canvas, outline: np.ndarray) -> None:
+    """Hair inside `outline` that lies behind neck or head, in their shade."""
+    patch, picture, _ = self._strands(canvas, outline)
+    canvas.paint(patch, cv2.convertScaleAbs(picture, alpha=0.775), _HAIR)
+
+  def paint_front(self, canvas: Canvas) -> None:
+    """Hair over head and face, with the opening for the face."""
+    patch, picture, texture = self._strands(canvas, self.outline)
+    canvas.paint(self._parted(canvas, patch, texture), picture, _HAIR)
+
+  def _strands(self, canvas: Canvas, outline: np.ndarray) -> tuple[Patch, np.ndarray, np.ndarray]:
+    """The outline's patch, a picture [h, w, 3] of the strands in it, and their texture [h, w] of deviation 1."""
+    if outline is self.outline and self._woven is not None:
+      return self._woven
+    hair, flow, size = self._scene.hair, self._flow, (canvas.size, canvas.size)
+    patch = canvas.cover(outline, self._strays() if outline is self.outline else None)
+    box = patch.rows, patch.columns
+    places = cv2.resize(flow.places, size)[box]
+    curly = hair.style in ('afro', 'curly')
+    texture = tiles.at(tiles.curls if curly else tiles.strands, places)
     if hair.style == 'buzz':
-      color += (self._scene.skin.color[:, None, None] - color) * clip(0.36 - 0.10 * texture, 0, 1)
-    woven = patch, color, texture
+      stubble = clip(0.36 - 0.10 * texture, 0, 1)
+      picture = tinted(1 + 0.07 * texture, stubble, hair.color, self._scene.skin.color)
+    else:
+      tone = 1 + (0.21 if curly else 0.15) * texture
+      # The ring of light that strands, being cylinders, show across their run.
+      gleam = cv2.resize(flow.gleam, size)[box] * tone
+      gleam *= tone
+      shine = 255 * (0.12 if curly else hair.shine)
+      picture = cv2.merge([
+        cv2.addWeighted(tone, 255 * root, gleam, shine * (0.15 * root + 0.0175 / (root + 0.1)), 0, dtype=cv2.CV_8U)
+        for root in np.sqrt(hair.color).tolist()
+      ])  # fmt: skip
+    woven = patch, picture, texture
     if outline is self.outline:
       self._woven = woven
     return woven
@@ -255,22 +256,27 @@ class Hair:
   def _parted(self, canvas: Canvas, patch: Patch, texture: np.ndarray) -> Patch:
     """The patch without the opening; along its edge some strands reach further than others."""
     whole = canvas.cover(self.opening)
-    gap = np.zeros((canvas.size, canvas.size), np.float32)
+    gap = np.zeros((canvas.size, canvas.size), np.uint8)
     gap[whole.rows, whole.columns] = whole.cover
     reach = 2 * int(0.014 * canvas.size + 0.5) + 1
-    soft = cv2.blur(gap, (reach, reach), borderType=cv2.BORDER_REPLICATE)[patch.rows, patch.columns]
+    soft = share(cv2.blur(gap, (reach, reach), borderType=cv2.BORDER_REPLICATE)[patch.rows, patch.columns])
     strength = 0.25 if self._scene.hair.style in ('buzz', 'afro', 'curly') else 0.5
-    edge = 0.5 - soft + strength * texture * soft * (1 - soft)
-    kept = clip(0.5 + edge * max(0.55 * reach, 1.1), 0, 1)
-    return Patch(patch.rows, patch.columns, patch.cover * kept)
+    edge = strength * texture * soft
+    edge *= 1 - soft
+    edge -= soft
+    # Steeper than the blur, but never sharper than a pixel.
+    steep = 255 * max(0.55 * reach, 1.1)
+    kept = cv2.addWeighted(edge, steep, edge, 0, 127.5 + 0.5 * steep, dtype=cv2.CV_8U)
+    return Patch(patch.rows, patch.columns, cv2.min(patch.cover, kept))
 
-  def stray(self, canvas: Canvas, jitter: np.ndarray) -> None:
-    """Single hairs off the silhouette, so that it is not cut with scissors. `jitter` uniform [N, 4]."""
-    outline = self.outline
+  def _strays(self) -> np.ndarray | None:
+    """Single hairs off the silhouette, so that it is not cut with scissors: [N, 3, 2], picture units."""
+    if self._scene.hair.style == 'buzz' or self._scene.wear.hat:
+      return None
+    outline, jitter = self.outline, self._stray_jitter
     at = 6 + (jitter[:, 0] * (len(outline) - 14)).astype(int)
     start, run = outline[at], outline[at + 4] - outline[at - 4]
-    side = np.stack([run[:, 1], -run[:, 0]], 1)
+    side = run[:, ::-1] * _QUARTER_TURN
     bend = start + 0.5 * run * jitter[:, 1:2] + 0.18 * side * (jitter[:, 2:3] - 0.1)
-    tip = start + 1.1 * run * (jitter[:, 1:2]) + 0.30 * side * (jitter[:, 3:4] - 0.25)
-    hairs = canvas.strokes(np.stack([start, bend, tip], 1), 0.0035)
-    canvas.paint(hairs, self._scene.hair.color * 0.8, opacity=0.5)
+    tip = start + 1.1 * run * jitter[:, 1:2] + 0.30 * side * (jitter[:, 3:4] - 0.25)
+    return np.stack([start, bend, tip], 1)

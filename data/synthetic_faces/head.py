@@ -6,54 +6,58 @@ the surface under a pixel is found by intersecting the section in closed form an
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from .canvas import clip
+from .canvas import clip, coordinates
 from .scene import Features, Pose, Shape
 
 # A pattern on the face: amplitude, x, sigma x, y, sigma y of each of its Gaussians.
 Terms = list[tuple[float, float, float, float, float]]
 
 # Shapes are lit on this grid whatever the picture's size, so that a face keeps its shading at any size.
-GRID = 96
+GRID = 72
 
-_TABLE_Y = np.linspace(-1.9, 2.1, 256, dtype=np.float32)
+_TABLE_Y = np.linspace(-1.9, 2.1, 128, dtype=np.float32)
 _PER_TABLE_STEP = 1 / (_TABLE_Y[1] - _TABLE_Y[0])
-_RELIEF_X = np.linspace(-1.15, 1.15, 77, dtype=np.float32)
-_RELIEF_Y = np.linspace(-1.45, 1.85, 111, dtype=np.float32)
+_RELIEF_X = np.linspace(-1.15, 1.15, 51, dtype=np.float32)
+_RELIEF_Y = np.linspace(-1.45, 1.85, 73, dtype=np.float32)
 _PER_RELIEF_X, _PER_RELIEF_Y = 1 / (_RELIEF_X[1] - _RELIEF_X[0]), 1 / (_RELIEF_Y[1] - _RELIEF_Y[0])
 _CROWN_Y = -1.56
 _OUTLINE_HEIGHTS = np.sin(np.linspace(-1, 1, 30, dtype=np.float32) * np.float32(np.pi / 2)) * np.float32(0.9995)
 # Left side down, right side up.
 _BEHIND = np.repeat(np.array([-np.pi, np.pi], np.float32), 30)
 # The relief is searched at no more than so many levels; between two of them the crossing is interpolated.
-_LEVELS = 7
+_LEVELS = 6
 
 
 @functools.cache
 def _smoothing(knots: tuple[float, ...]) -> np.ndarray:
-  """[256, K]: values at `knots` to a smooth curve over the table."""
+  """[128, K]: values at `knots` to a smooth curve over the table."""
   linear = np.stack([np.interp(_TABLE_Y, knots, row) for row in np.eye(len(knots))], axis=1).astype(np.float32)
-  return cv2.GaussianBlur(linear, (1, 0), sigmaX=1e-6, sigmaY=9, borderType=cv2.BORDER_REPLICATE)
+  return cv2.GaussianBlur(linear, (1, 0), sigmaX=1e-6, sigmaY=4.5, borderType=cv2.BORDER_REPLICATE)
 
 
 @functools.cache
-def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-  centers = (np.arange(side, dtype=np.float32) + 0.5) / side
+def half_grid() -> tuple[np.ndarray, np.ndarray]:
+  """Centres x and y of the cells of half the grid, float32 [GRID / 2, GRID / 2], picture units."""
+  centers = (np.arange(GRID // 2, dtype=np.float32) + 0.5) / (GRID // 2)
   return tuple(np.meshgrid(centers, centers))
 
 
-def gaussians(terms: Terms, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Sum of Gaussians over a grid whose x is symmetric -> [len(y), len(x)]; a term with x != 0 appears at -x too."""
-  amplitude, cx, sx, cy, sy = np.array(terms, np.float32).T[..., None]
+def gaussians(patterns: Sequence[Terms], x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+  """Sums of Gaussians over a grid whose x is symmetric -> [len(y), len(x)] each; a term with x != 0 is at -x too."""
+  amplitude, cx, sx, cy, sy = coordinates(list(itertools.chain(*patterns))).T[..., None]
   across, down = (x - cx) / sx, (y - cy) / sy
   across, down = cv2.exp(-0.5 * across * across), cv2.exp(-0.5 * down * down)
   across += (cx != 0) * across[:, ::-1]
-  return (amplitude * down).T @ across
+  down *= amplitude
+  ends = list(itertools.accumulate(map(len, patterns)))
+  return [down[first:end].T @ across[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
 class Head:
@@ -68,9 +72,15 @@ class Head:
     self._shape = shape
     self._sin = np.sin([pose.yaw, pose.pitch, pose.roll]).tolist()
     self._cos = np.cos([pose.yaw, pose.pitch, pose.roll]).tolist()
+    (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
+    # Where x, y and z of the head point on the screen plane, the roll undone.
+    upright = np.array([[cos_yaw, sin_yaw * sin_pitch], [0, cos_pitch], [sin_yaw, -cos_yaw * sin_pitch]])
+    roll = np.array([[cos_roll, sin_roll], [-sin_roll, cos_roll]])
+    self._axes = (pose.scale * upright @ roll).astype(np.float32)
+    self._origin = np.array([pose.x, pose.y], np.float32)
     width, half_depth, center_z = self._sections(shape)
     self._table = cv2.merge([width[None], half_depth[None], center_z[None]])
-    self._relief = gaussians(_relief_terms(shape, features), _RELIEF_X, _RELIEF_Y)
+    (self._relief,) = gaussians([_relief_terms(shape, features)], _RELIEF_X, _RELIEF_Y)
     self._intersect()
 
   @staticmethod
@@ -97,15 +107,10 @@ class Head:
     return width * closing, depth * closing, front - depth
 
   def project(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Head coordinates -> picture units [..., 2]."""
-    (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
-    u = x * cos_yaw + z * sin_yaw
-    v = y * cos_pitch - (z * cos_yaw - x * sin_yaw) * sin_pitch
-    pose = self.pose
-    points = np.empty((*u.shape, 2), np.float32)
-    points[..., 0] = pose.x + (u * cos_roll - v * sin_roll) * pose.scale
-    points[..., 1] = pose.y + (u * sin_roll + v * cos_roll) * pose.scale
-    return points
+    """Head coordinates [N] each -> picture units [N, 2]."""
+    points = np.empty((len(x), 3), np.float32)
+    points[:, 0], points[:, 1], points[:, 2] = x, y, z
+    return points @ self._axes + self._origin
 
   def sections(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W, D and zc at heights `y` [N]."""
@@ -129,8 +134,7 @@ class Head:
 
   def foreshortened(self, points: np.ndarray) -> np.ndarray:
     """Offsets (x, y) [N, 2] on a plate that faces forward from the head -> offsets on the screen, in head units."""
-    z = np.zeros(len(points), np.float32)
-    return (self.project(points[:, 0], points[:, 1], z) - self.project(z[:1], z[:1], z[:1])) * (1 / self.pose.scale)
+    return points @ (self._axes[:2] * (1 / self.pose.scale))
 
   def around(
     self, angle: np.ndarray, y: np.ndarray, radius: float | np.ndarray = 1.0, clamp: bool = True
@@ -167,22 +171,22 @@ class Head:
     # In half cells of the grid: the bare head is smooth, only its relief needs them all.
     left, top, right, bottom = max(left - 1, 0), max(top - 1, 0), min(right + 2, GRID // 2), min(bottom + 2, GRID // 2)
     self.rows, self.columns = slice(2 * top, 2 * bottom), slice(2 * left, 2 * right)
-    u, v = self.head_units(*(plane[top:bottom, left:right] for plane in _grid(GRID // 2)))
+    u, v = self.head_units(*(plane[top:bottom, left:right] for plane in half_grid()))
     zero = np.zeros_like(u)
-    along = np.sqrt(np.maximum(1.5 - u * u - 0.45 * v * v, 0.05))
-    for _ in range(2):
-      y = (v + along * sin_pitch) * (1 / cos_pitch)
-      at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
-      width, depth, center = cv2.split(
-        cv2.remap(self._table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-      )
-      a, b = width * cos_yaw, depth * sin_yaw
-      reach = np.sqrt(a * a + b * b)
-      q = clip((u - center * sin_yaw) / reach, -1, 1)
-      p = np.sqrt(1 - q * q)
-      x = width * (q * a - p * b) / reach
-      z = center + depth * (p * a + q * b) / reach
-      along = z * cos_yaw - x * sin_yaw
+    # A guess is enough to tell the section from: heads are nodded little.
+    along = np.sqrt((1.35 - u * u - 0.45 * v * v).clip(0.05))
+    y = (v + along * sin_pitch) * (1 / cos_pitch)
+    at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
+    width, depth, center = cv2.split(
+      cv2.remap(self._table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    )
+    a, b = width * cos_yaw, depth * sin_yaw
+    reach = np.sqrt(a * a + b * b)
+    q = clip((u - center * sin_yaw) / reach, -1, 1)
+    p = np.sqrt(1 - q * q)
+    x = width * (q * a - p * b) / reach
+    z = center + depth * (p * a + q * b) / reach
+    along = z * cos_yaw - x * sin_yaw
     depth = y * sin_pitch + along * cos_pitch
     shape = (2 * (right - left), 2 * (bottom - top))
     bare = cv2.resize(cv2.merge([x, y, depth, depth]), shape, interpolation=cv2.INTER_LINEAR)
@@ -207,7 +211,7 @@ class Head:
 
   def over_face(self, *patterns: Terms) -> Sequence[np.ndarray]:
     """Patterns of Gaussians in face coordinates, seen on the head's box of the grid -> each float32 [rows, columns]."""
-    flat = cv2.merge([gaussians(terms, _RELIEF_X, _RELIEF_Y) for terms in patterns])
+    flat = cv2.merge(gaussians(patterns, _RELIEF_X, _RELIEF_Y))
     return cv2.split(self._at_surface(flat, self.x, self.y))
 
   @staticmethod
@@ -217,24 +221,18 @@ class Head:
     # Levels less than half a cell apart would tell nothing new.
     steps = min(1 + int(2 * (highest - lowest) * math.hypot(*shift)), _LEVELS - 1)
     step = (highest - lowest) / steps
+    levels = np.arange(steps + 1, dtype=np.float32)[:, None, None] * step + lowest
+    above = np.empty((steps + 1, *relief.shape), np.float32)
     move = np.eye(2, 3, dtype=np.float32)
-    lift = np.full_like(relief, lowest)
-    inside = None
-    # From the lowest level up, so that the highest crossing has the last word.
-    for level in (lowest + step * i for i in range(steps + 1)):
+    for plane, level in zip(above, levels.ravel().tolist(), strict=True):
       move[0, 2], move[1, 2] = level * shift[0], level * shift[1]
-      outside = cv2.warpAffine(
-        relief, move, relief.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-      )
-      outside -= level
-      if inside is not None:
-        # Linear crossing between the level below, inside the surface, and this one, outside it.
-        crossing = inside / (inside - outside + np.float32(1e-6))
-        crossing *= step
-        crossing += level - step
-        cv2.copyTo(crossing, cv2.compare(inside, 0.0, cv2.CMP_GE), lift)
-      inside = outside
-    return lift
+      cv2.warpAffine(relief, move, relief.shape[::-1], plane, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    above -= levels
+    # Between a level below the surface and the next, which is above it, lies a crossing; the highest one is seen.
+    below, above = above[:-1], above[1:]
+    crossing = below / (below - above + np.float32(1e-6))
+    crossing = crossing.clip(0, 1) * step + levels[:-1]
+    return np.where(below >= 0, crossing, np.float32(lowest)).max(0)
 
 
 def _relief_terms(shape: Shape, f: Features) -> Terms:

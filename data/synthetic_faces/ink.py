@@ -1,82 +1,101 @@
-"""Many small parts drawn at four samples a pixel, and laid on a canvas together."""
+"""Many small parts drawn at several samples a pixel, and laid on a canvas together."""
 
+import functools
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from .canvas import FRACTION_BITS, Canvas, box_of, fixed_point, halved, share
+from .canvas import FRACTION_BITS, Canvas, box_of, display, fixed_point, halved
+
+# What full shade leaves of red, green and blue light: creases of skin glow red.
+_CREASE = np.array([0.42, 0.30, 0.28, 1.0], np.float32)
 
 
 class Ink:
-  """Small strokes, four samples a pixel each way, inside one box of a canvas: many parts for the price of one patch.
+  """Parts of one colour each, `1 << halvings` samples a pixel each way, inside one box: many for the price of a layer.
 
   Points are in the ink's own units (OpenCV's fixed point): `points` converts, `length` converts lengths. Like ink,
-  what is drawn later replaces what is below. `shade` collects soft shadows, laid over the ink at the end.
+  what is drawn later replaces what is below, whatever its opacity. `shade` collects soft shadows, laid over the ink
+  at the end. The box holds `points` [N, 2] and a `margin`, picture units.
   """
 
-  SCALE = 4
-
-  def __init__(self, canvas: Canvas, corners: np.ndarray):
-    self._canvas = canvas
-    self._box = x0, y0, x1, y1 = box_of(fixed_point(corners, canvas.size), 1, canvas.size)
-    shape = ((y1 - y0) * self.SCALE, (x1 - x0) * self.SCALE)
+  def __init__(self, canvas: Canvas, points: np.ndarray, margin: float = 0.0, halvings: int = 2):
+    self._canvas, self._halvings = canvas, halvings
+    size = canvas.size
+    self._box = x0, y0, x1, y1 = box_of(fixed_point(points, size), 1, size, margin=math.ceil(margin * size))
+    height, width = y1 - y0, x1 - x0
     # Display values times opacity, opacity last: premultiplied, so that averaging keeps edges free of halos.
-    self._ink = np.zeros((*shape, 4), np.uint8)
-    self._shade = np.zeros(shape, np.uint8)
-    self._label = np.zeros(shape, np.uint8)
-    self._unit = canvas.size * self.SCALE << FRACTION_BITS
+    self._ink = np.zeros((height << halvings, width << halvings, 4), np.uint8)
+    self._label = np.zeros((height << halvings, width << halvings), np.uint8)
+    # Shadows are soft: half the samples do.
+    self._shade = np.zeros((height << halvings - 1, width << halvings - 1), np.uint8)
+    half, bits = (1 << FRACTION_BITS) / 2 - 0.5, halvings + FRACTION_BITS
+    self._unit = np.float32(size << bits)
+    self._origin = np.array([(x0 << bits) + half, (y0 << bits) + half], np.float32)
 
   def points(self, picture: np.ndarray) -> np.ndarray:
     """Picture units -> float32, the ink's units."""
-    x0, y0, _, _ = self._box
-    half = (1 << FRACTION_BITS) / 2 - 0.5
-    origin = np.array(
-      [(x0 * self.SCALE << FRACTION_BITS) + half, (y0 * self.SCALE << FRACTION_BITS) + half], np.float32
-    )
-    return (picture * self._unit).astype(np.float32) - origin
+    return picture * self._unit - self._origin
 
   def length(self, picture: float) -> float:
     """A length in picture units -> the ink's units."""
-    return picture * self._unit
+    return picture * float(self._unit)
 
   @staticmethod
   def _value(color: np.ndarray, opacity: float) -> tuple[float, ...]:
-    red, green, blue = color.tolist()
-    full = 255.0 * opacity
-    # Few colours are brighter than 1, and OpenCV saturates those that are.
-    return full * math.sqrt(red), full * math.sqrt(green), full * math.sqrt(blue), full
+    red, green, blue = display(color)
+    return opacity * red, opacity * green, opacity * blue, opacity * 255
 
-  def fill(self, outlines: np.ndarray, color: np.ndarray, opacity: float = 1.0, labels: tuple[int, ...] = ()) -> None:
-    """Fills polygons [K, N, 2] that do not overlap, and gives them the `labels` [K]; none leave the labels below."""
-    fixed = list(outlines.astype(np.int32))
+  @staticmethod
+  def _fixed(points: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    if isinstance(points, np.ndarray):
+      return list(points.astype(np.int32, order='C'))
+    return [one.astype(np.int32) for one in points]
+
+  def fill(
+    self,
+    outlines: np.ndarray | Sequence[np.ndarray],
+    color: np.ndarray,
+    opacity: float = 1.0,
+    labels: Sequence[int] = (),
+  ) -> None:
+    """Fills polygons [K, N, 2] by the even-odd rule. `labels` has one for all of them, or one for each, or none, which
+    leaves the labels below."""
+    fixed = self._fixed(outlines)
     cv2.fillPoly(self._ink, fixed, self._value(color, opacity), 0, FRACTION_BITS)
-    for polygon, label in zip(fixed, labels, strict=bool(labels)):
-      cv2.fillPoly(self._label, [polygon], label, 0, FRACTION_BITS)
+    if len(labels) == 1:
+      cv2.fillPoly(self._label, fixed, labels[0], 0, FRACTION_BITS)
+    elif labels:
+      for polygon, label in zip(fixed, labels, strict=True):
+        cv2.fillPoly(self._label, [polygon], label, 0, FRACTION_BITS)
 
-  def strokes(self, lines: np.ndarray, width: float, color, opacity: float = 1.0) -> None:
-    """Draws open lines [N, points, 2] with a round pen."""
+  def strokes(
+    self,
+    lines: np.ndarray | Sequence[np.ndarray],
+    width: float,
+    color: np.ndarray,
+    opacity: float = 1.0,
+    label: int = 0,
+  ) -> None:
+    """Draws open lines [K, N, 2] with a round pen; `label` 0 leaves the labels below."""
     thickness = max(1, round(width / (1 << FRACTION_BITS)))
-    cv2.polylines(
-      self._ink,
-      list(lines.astype(np.int32, order='C')),
-      False,
-      self._value(color, opacity),
-      thickness,
-      8,
-      FRACTION_BITS,
-    )
+    fixed = self._fixed(lines)
+    cv2.polylines(self._ink, fixed, False, self._value(color, opacity), thickness, 8, FRACTION_BITS)
+    if label:
+      cv2.polylines(self._label, fixed, False, label, thickness, 8, FRACTION_BITS)
 
-  def shade(self, outlines: np.ndarray, strength: float) -> None:
+  def shade(self, outlines: np.ndarray | Sequence[np.ndarray], strength: float) -> None:
     """Darkens polygons [K, N, 2] by `strength` in [0, 1], softly."""
-    cv2.fillPoly(self._shade, list(outlines.astype(np.int32)), 255.0 * strength, 0, FRACTION_BITS)
+    fixed = self._fixed(outlines)
+    cv2.fillPoly(self._shade, fixed, 255 * strength, 0, FRACTION_BITS + 1)
 
-  def shade_lines(self, lines: np.ndarray, width: float, strength: float) -> None:
+  def shade_lines(self, lines: np.ndarray | Sequence[np.ndarray], width: float, strength: float) -> None:
     """Darkens lines [K, N, 2] by `strength` in [0, 1], softly."""
-    thickness = max(1, round(width / (1 << FRACTION_BITS)))
-    cv2.polylines(
-      self._shade, list(lines.astype(np.int32, order='C')), False, 255.0 * strength, thickness, 8, FRACTION_BITS
-    )
+    thickness = max(1, round(width / (2 << FRACTION_BITS)))
+    fixed = self._fixed(lines)
+    cv2.polylines(self._shade, fixed, False, 255 * strength, thickness, 8, FRACTION_BITS + 1)
 
   def keep_inside(self, outlines: np.ndarray) -> None:
     """Wipes away the ink outside the polygons [K, N, 2], on their rows and about as many above and below."""
@@ -88,20 +107,23 @@ class Ink:
     cv2.fillPoly(inside, list(fixed), 255, 0, FRACTION_BITS, (0, -first << FRACTION_BITS))
     region[...] = cv2.copyTo(region, inside)
 
-  def apply(self, tint: np.ndarray, blur: float) -> None:
-    """Lays all on the canvas; shadows, blurred by `blur` picture units, multiply colour by `tint` [3] where full."""
-    canvas, (x0, y0, x1, y1) = self._canvas, self._box
-    here = canvas.color[:, y0:y1, x0:x1]
-    ink = cv2.split(halved(self._ink, 2))
-    bare = 1 - share(ink[3])
-    sigma = max(blur * canvas.size, 0.3)
-    reach = 2 * int(2.5 * sigma + 0.5) + 1
-    shade = cv2.GaussianBlur(share(halved(self._shade, 2)), (reach, reach), sigma)
-    for plane, drawn, factor in zip(here, ink, tint.tolist(), strict=False):
-      value = np.sqrt(plane)
-      value *= bare
-      value += share(drawn)
-      value *= value
-      np.multiply(value, 1 + (factor - 1) * shade, out=plane)
-    label = self._label[self.SCALE // 2 :: self.SCALE, self.SCALE // 2 :: self.SCALE]
-    np.copyto(canvas.label[y0:y1, x0:x1], label, where=label > 0)
+  def apply(self, blur: float = 0.0) -> None:
+    """Lays all on the canvas, then shadows, blurred by `blur` picture units."""
+    x0, y0, x1, y1 = self._box
+    rows, columns = slice(y0, y1), slice(x0, x1)
+    middle, step = 1 << self._halvings - 1, 1 << self._halvings
+    self._canvas.lay(rows, columns, halved(self._ink, self._halvings), self._label[middle::step, middle::step].copy())
+    if blur:
+      sigma = max(blur * self._canvas.size, 0.3)
+      reach = 2 * int(2.5 * sigma + 0.5) + 1
+      shade = halved(self._shade, self._halvings - 1).astype(np.float32)
+      shade = cv2.convertScaleAbs(cv2.GaussianBlur(shade, (reach, reach), sigma))
+      here = self._canvas.color[rows, columns]
+      cv2.multiply(here, cv2.LUT(cv2.merge([shade] * 4), _creases()), here, scale=1 / 255)
+
+
+@functools.cache
+def _creases() -> np.ndarray:
+  """Shade -> what it leaves of display values: uint8 [256, 1, 4]."""
+  left = 1 + (_CREASE - 1) * np.linspace(0, 1, 256, dtype=np.float32)[:, None, None]
+  return (255 * np.sqrt(left) + 0.5).astype(np.uint8)

@@ -1,32 +1,39 @@
 """The makeup layer: what is put on, and nothing about how a face is built. Opacities and strengths are in [0, 1]."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from .canvas import srgb
 
 _LIPS = [
-  (176, 24, 44),
-  (204, 40, 70),
-  (150, 20, 50),
-  (110, 18, 48),
-  (214, 84, 96),
-  (226, 92, 60),
-  (196, 60, 130),
-  (92, 30, 70),
+  srgb(*c)
+  for c in [
+    (176, 24, 44),
+    (204, 40, 70),
+    (150, 20, 50),
+    (110, 18, 48),
+    (214, 84, 96),
+    (226, 92, 60),
+    (196, 60, 130),
+    (92, 30, 70),
+  ]
 ]
 _SHADOWS = [
-  (96, 60, 120),
-  (60, 70, 130),
-  (140, 76, 50),
-  (176, 100, 92),
-  (50, 46, 50),
-  (40, 110, 120),
-  (184, 130, 70),
-  (170, 60, 110),
+  srgb(*c)
+  for c in [
+    (96, 60, 120),
+    (60, 70, 130),
+    (140, 76, 50),
+    (176, 100, 92),
+    (50, 46, 50),
+    (40, 110, 120),
+    (184, 130, 70),
+    (170, 60, 110),
+  ]
 ]
-_BLUSHES = [(226, 90, 90), (232, 110, 84), (220, 84, 124)]
+_BLUSHES = [srgb(226, 90, 90), srgb(232, 110, 84), srgb(220, 84, 124)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +56,19 @@ class Makeup:
   def parameters(self) -> dict[str, float]:
     """Flat named floats; colours as display RGB in [0, 1]."""
     flat = {}
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
+    for name, value in vars(self).items():
       if isinstance(value, np.ndarray):
-        flat |= {f'{field.name}_{c}': float(np.sqrt(v)) for c, v in zip(('red', 'green', 'blue'), value, strict=True)}
+        flat |= {f'{name}_{c}': math.sqrt(v) for c, v in zip(('red', 'green', 'blue'), value.tolist(), strict=True)}
       else:
-        flat[field.name] = float(value)
+        flat[name] = value
     return flat
 
 
 def draw_makeup(dice) -> Makeup:
   """A random look; `dice` is a `scene.Dice`."""
 
-  def jitter(colors: list[tuple[int, int, int]]) -> np.ndarray:
-    return np.minimum(srgb(*dice.choice(colors)) * dice.range(0.75, 1.3), 1)
+  def jitter(colors: list[np.ndarray]) -> np.ndarray:
+    return np.minimum(dice.choice(colors) * dice.range(0.75, 1.3), 1)
 
   return Makeup(
     lip=jitter(_LIPS),

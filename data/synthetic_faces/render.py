@@ -6,23 +6,46 @@ multiplied, over a background (`backdrop`).
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from . import tiles
+from jaxface import labels
+
 from .backdrop import draw_backdrop
 from .body import Body
 from .canvas import Canvas
 from .features import paint_features
 from .hair import Hair, covers_ears
 from .head import GRID, Head
-from .lighting import HALF, Relief, illuminate
+from .lighting import Relief, illuminate
 from .makeup import Makeup
 from .scene import Dice, Scene, draw_scene
-from .skin import paint_ear, paint_skin
-from .wear import Hat, paint_earring, paint_glasses
+from .skin import paint_ears, paint_skin
+from .wear import Hat, paint_earrings, paint_glasses
+
+
+def _among(*names: str) -> np.ndarray:
+  """1 at the labels of these names: float32 [256]."""
+  return np.isin(np.arange(256), [labels.index(name) for name in names]).astype(np.float32)
+
+
+_SKIN, _LIPS = _among('skin', 'nose', 'l_eye', 'r_eye', 'l_brow', 'r_brow', 'mouth'), _among('u_lip', 'l_lip')
+# Lit colours are display values up to this one, so that there is something left for the shoulder.
+_RANGE = 1.4
+
+
+def _shoulder() -> np.ndarray:
+  """Lit colours -> what the camera shows: a shoulder instead of clipping, so that highlights keep their form."""
+  light = np.square(np.linspace(0, _RANGE, 256))
+  over = np.maximum(light - 0.6, 0)
+  return np.round(255 * np.sqrt(light - over + over / (1 + 2.5 * over))).astype(np.uint8)
+
+
+_SHOULDER = _shoulder()
+_NOISE_STEP, _NOISE_SIDE = 40, 256
 
 
 class Face(NamedTuple):
@@ -61,11 +84,9 @@ class _Stage:
     self.scene, self.makeup, self.jitter = scene, makeup, jitter
     self.canvas = Canvas(size)
     self.head = Head(scene.shape, scene.features, scene.pose)
-    self.hair = Hair(self.head, scene, jitter[:64, 0])
+    self.hair = Hair(self.head, scene, jitter[:90])
     self.hat = Hat(self.head, scene) if scene.wear.hat else None
     self.relief = Relief(1 / (scene.pose.scale * GRID))
-    # How much of a highlight each pixel's material shows.
-    self.shine = np.zeros((size, size), np.float32)
     # The side of the head that an ear is on (+1: the subject's left) turns away when the face turns to that side.
     self.near_ears = [side for side in (1, -1) if side * scene.pose.yaw < 0.10]
     self.ears = {}
@@ -78,118 +99,116 @@ class _Stage:
     bun = None if self.hat else hair.bun()
     for outline in (hair.outline if hair.hangs else None, bun):
       if outline is not None:
-        hair.raise_relief(relief, *_grid_centers(), outline, behind=True)
+        hair.raise_relief(relief, outline, behind=True)
         hair.paint_behind(canvas, outline)
     body = Body(self.head, self.scene)
-    body.raise_relief(relief, *_grid_centers())
+    body.raise_relief(relief)
     body.paint(canvas)
-    for side in (1, -1):
-      if side not in self.near_ears:
-        self._paint_ear(side, depth=-0.1)
+    self._paint_ears([side for side in (1, -1) if side not in self.near_ears], depth=-0.1)
 
   def paint_head(self) -> None:
     """Skin, features, hair and ears, in the order in which this hair style needs the last two."""
     canvas, head, scene, makeup = self.canvas, self.head, self.scene, self.makeup
     self.relief.add_head(head)
-    skin = paint_skin(canvas, head, scene, makeup)
-    self.shine[skin.rows, skin.columns] += 0.16 * scene.skin.shine * skin.cover
-    lips = canvas.cover(paint_features(canvas, head, scene, makeup, self.jitter[64:104, :3]))
-    gloss = 0.16 + (0.5 * makeup.lip_gloss if makeup else 0.0)
-    self.shine[lips.rows, lips.columns] += gloss * lips.cover
+    paint_skin(canvas, head, scene, makeup)
+    paint_features(canvas, head, scene, makeup, self.jitter[90:122, :3])
     over_ears = covers_ears(scene)
     if not over_ears:
       self._paint_hair()
-    for side in self.near_ears:
-      self._paint_ear(side, depth=0.25)
+    self._paint_ears(self.near_ears, depth=0.25)
     if over_ears:
       self._paint_hair()
 
   def paint_worn(self) -> None:
     """Earrings, glasses, hat."""
     canvas, scene = self.canvas, self.scene
-    if scene.wear.earrings:
-      # A stud shows only where the ear does.
+    # A stud shows only where the ear does.
+    if scene.wear.earrings and not (scene.wear.earrings == 'stud' and covers_ears(scene)):
       sides = self.near_ears if abs(scene.pose.yaw) > 0.12 else (1, -1)
-      for side in sides if not (scene.wear.earrings == 'stud' and covers_ears(scene)) else ():
-        paint_earring(canvas, self.head, scene, self.ears[side])
+      paint_earrings(canvas, self.head, scene, [self.ears[side] for side in sides])
     if scene.wear.glasses:
       paint_glasses(canvas, self.head, scene)
     if self.hat:
-      self.hat.raise_relief(self.relief, *_grid_centers())
+      self.hat.raise_relief(self.relief)
       self.hat.paint(canvas)
 
-  def _paint_ear(self, side: int, depth: float) -> None:
-    self.ears[side] = outline = paint_ear(self.canvas, self.head, self.scene, side)
-    self.relief.add_flat(outline, depth)
+  def _paint_ears(self, sides: list[int], depth: float) -> None:
+    if sides:
+      ears = paint_ears(self.canvas, self.head, self.scene, sides)
+      self.ears |= ears
+      self.relief.add_flat(list(ears.values()), depth)
 
   def _paint_hair(self) -> None:
-    hair = self.hair
-    if hair.outline is None:
-      return
-    hair.raise_relief(self.relief, *_grid_centers(), hair.outline, behind=False)
-    patch = hair.paint_front(self.canvas)
-    self.shine[patch.rows, patch.columns] *= 1 - patch.cover
-    if self.scene.hair.style != 'buzz' and not self.hat:
-      hair.stray(self.canvas, self.jitter[104:130])
-
-
-@functools.cache
-def _grid_centers() -> tuple[np.ndarray, np.ndarray]:
-  centers = (np.arange(HALF, dtype=np.float32) + 0.5) / HALF
-  return tuple(np.meshgrid(centers, centers))
+    if self.hair.outline is not None:
+      self.hair.raise_relief(self.relief, self.hair.outline, behind=False)
+      self.hair.paint_front(self.canvas)
 
 
 def _to_size(image: np.ndarray, size: int) -> np.ndarray:
-  """[h, w] or [h, w, C], scaled to [size, size] or [size, size, C]."""
+  """[h, w, ...] -> [size, size, ...]."""
   if len(image) == size:
     return image
   return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR)
 
 
-def _develop(stage: _Stage, backdrop: np.ndarray) -> np.ndarray:
+def _shine(scene: Scene, makeup: Makeup | None) -> np.ndarray:
+  """Label -> how much of a highlight its material shows, in `_RANGE`: uint8 [256]."""
+  skin = 0.16 * scene.skin.shine
+  lips = skin + 0.16 + (0.5 * makeup.lip_gloss if makeup else 0.0)
+  # Light adds up as light does; on display values it counts for less where there is much of it already.
+  skin, lips = (
+    255 / _RANGE * shine / math.sqrt(4 * color[1] + shine)
+    for shine, color in ((skin, scene.skin.color), (lips, scene.skin.lip))
+  )
+  return (skin * _SKIN + lips * _LIPS).astype(np.uint8)
+
+
+def _develop(stage: _Stage, backdrop: list[np.ndarray]) -> np.ndarray:
   """Light times colour over the background, through the camera -> uint8 [S, S, 3]."""
   canvas, scene, size = stage.canvas, stage.scene, stage.canvas.size
   camera = scene.camera
   # Dark skin lets less light through, and less of it red.
   softness = np.array([0.34, 0.16, 0.12] if scene.skin.color[0] > 0.1 else [0.25, 0.16, 0.14])
   lit, highlight = illuminate(stage.relief, scene.light, softness)
-  gloss = _to_size(highlight, size) * stage.shine
-  planes = []
-  balance = camera.balance.tolist()
-  for color, light, key, gain in zip(canvas.color, lit, scene.light.key.tolist(), balance, strict=True):
-    plane = color * _to_size(light, size)
-    plane += gloss * key
-    # A shoulder instead of clipping: highlights on light skin keep their form.
-    over = cv2.max(plane, 0.6)
-    over -= 0.6
-    plane -= over
-    plane += over / (1 + 2.5 * over)
-    if gain != 1:
-      plane *= gain
-    planes.append(plane)
-  ground = _to_size(backdrop * camera.balance, size)
-  image = cv2.blendLinear(cv2.merge(planes), ground, canvas.solid, 1 - canvas.solid)
-  image *= _vignette(size, round(camera.vignette, 2))
-  np.sqrt(np.minimum(image, 1, out=image), out=image)
+  gains = np.sqrt(camera.balance).tolist()
+  vignette = np.sqrt(1 - camera.vignette * _distance(GRID))
+  lit = cv2.merge(
+    [
+      cv2.multiply(np.sqrt(plane), vignette, scale=gain * 255 / _RANGE, dtype=cv2.CV_8U)
+      for plane, gain in zip(lit, gains, strict=True)
+    ]
+  )
+  ground = cv2.merge(
+    [cv2.multiply(plane, vignette, scale=gain, dtype=cv2.CV_8U) for plane, gain in zip(backdrop, gains, strict=True)]
+  )
+  solid = cv2.extractChannel(canvas.color, 3)
+  gloss = cv2.multiply(highlight, vignette, scale=255, dtype=cv2.CV_8U)
+  gloss = cv2.multiply(_to_size(gloss, size), cv2.LUT(canvas.label, _shine(scene, stage.makeup)), scale=1 / 255)
+  image = cv2.multiply(cv2.cvtColor(canvas.color, cv2.COLOR_BGRA2BGR), _to_size(lit, size), scale=1 / 255)
+  image = cv2.LUT(cv2.add(image, cv2.merge([gloss] * 3)), _SHOULDER)
+  ground = cv2.multiply(_to_size(ground, size), cv2.merge([cv2.bitwise_not(solid)] * 3), scale=1 / 255)
+  image = cv2.add(image, ground)
   sigma = camera.blur * size
-  reach = 2 * int(2.5 * sigma + 0.5) + 1
-  if reach > 1:
+  # Less than this would not be seen.
+  if sigma > 0.3:
+    reach = 2 * int(2.5 * sigma + 0.5) + 1
     image = cv2.GaussianBlur(image, (reach, reach), sigma)
-  y, x = (stage.jitter[140, :2] * tiles.SIDE).astype(int).tolist()
-  image = cv2.scaleAdd(_noise(size)[y : y + size, x : x + size], camera.noise, image)
-  return cv2.convertScaleAbs(np.maximum(image, 0, out=image), alpha=255)
+  y, x = (stage.jitter[140, :2] * _NOISE_SIDE).astype(int).tolist()
+  strength = camera.noise * 255 / _NOISE_STEP
+  return cv2.addWeighted(image, 1, _noise(size)[y : y + size, x : x + size], strength, -128 * strength)
 
 
-@functools.lru_cache(64)
-def _vignette(size: int, strength: float) -> np.ndarray:
-  at = np.linspace(-1, 1, size, dtype=np.float32)
-  plane = 1 - np.float32(strength) * 0.5 * (at[:, None] ** 2 + at**2)
-  return np.stack([plane] * 3, axis=-1)
+@functools.cache
+def _distance(side: int) -> np.ndarray:
+  """Half the square of the distance from the middle, in half sides: float32 [side, side]."""
+  at = np.linspace(-1, 1, side, dtype=np.float32)
+  return 0.5 * (at[:, None] ** 2 + at**2)
 
 
 @functools.lru_cache(4)
 def _noise(size: int) -> np.ndarray:
-  """Sensor noise of deviation 1, float32 [size + SIDE, size + SIDE, 3], to be cut from."""
-  repeats = -(-(size + tiles.SIDE) // tiles.SIDE)
-  tile = np.tile(tiles.grain(), (repeats, repeats))
+  """Sensor noise about 128, of deviation _NOISE_STEP: uint8 [N, N, 3], N = size + _NOISE_SIDE, to be cut from."""
+  repeats = -(-(size + _NOISE_SIDE) // _NOISE_SIDE)
+  noise = np.random.default_rng(5).standard_normal((_NOISE_SIDE, _NOISE_SIDE))
+  tile = np.tile(np.round(128 + _NOISE_STEP * noise.clip(-3, 3)).astype(np.uint8), (repeats, repeats))
   return np.stack([tile, np.roll(tile, (71, 113), (0, 1)), np.roll(tile, (149, 37), (0, 1))], axis=-1)

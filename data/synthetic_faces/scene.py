@@ -21,17 +21,21 @@ HATS = ('beanie', 'cap', 'brim', 'bandana')
 _SKIN_TONES = np.stack([srgb(*c) for c in [
   (244, 213, 196), (236, 195, 170), (226, 178, 146), (204, 148, 112), (168, 112, 80), (124, 80, 56), (84, 54, 40),
 ]])  # fmt: skip
-_HAIR_COLORS = [
+_HAIR_COLORS = [srgb(*c) for c in [
   (22, 18, 18), (30, 23, 21), (44, 30, 24), (62, 42, 30), (88, 60, 40), (122, 86, 54), (176, 136, 84), (216, 184, 128),
   (130, 62, 32), (164, 84, 44), (120, 116, 114), (190, 188, 186), (226, 222, 216), (140, 40, 70), (60, 80, 130),
-]  # fmt: skip
+]]  # fmt: skip
 _HAIR_ODDS = list(itertools.accumulate([16, 16, 14, 11, 9, 7, 6, 5, 3, 3, 4, 3, 1.5, 1, 0.5]))
 _LIP_TINT, _LIP_PIGMENT = np.array([0.74, 0.34, 0.38], np.float32), srgb(166, 62, 70)
 _GREY = srgb(176, 174, 172)
-_IRIS_COLORS = [(58, 36, 22), (80, 50, 28), (104, 74, 42), (92, 98, 58), (72, 104, 132), (96, 130, 150), (90, 108, 104)]
-_FRAME_COLORS = [(22, 20, 22), (24, 22, 20), (90, 52, 28), (168, 140, 84), (150, 30, 40), (40, 60, 110)]
-_DARK_LENSES = [(18, 18, 22), (48, 32, 22), (22, 36, 46)]
-_METALS = [(232, 190, 96), (218, 220, 226), (224, 168, 140)]
+_IRIS_COLORS = [srgb(*c) for c in [
+  (58, 36, 22), (80, 50, 28), (104, 74, 42), (92, 98, 58), (72, 104, 132), (96, 130, 150), (90, 108, 104),
+]]  # fmt: skip
+_FRAME_COLORS = [srgb(*c) for c in [
+  (22, 20, 22), (24, 22, 20), (90, 52, 28), (168, 140, 84), (150, 30, 40), (40, 60, 110),
+]]  # fmt: skip
+_DARK_LENSES, _CLEAR_LENS = [srgb(18, 18, 22), srgb(48, 32, 22), srgb(22, 36, 46)], srgb(210, 222, 230)
+_METALS = [srgb(232, 190, 96), srgb(218, 220, 226), srgb(224, 168, 140)]
 _NECKLINES = ['crew', 'scoop', 'vee', 'shirt', 'suit', 'turtle', 'hood']
 
 
@@ -299,7 +303,7 @@ def _features(dice: Dice, softness: float, age: float) -> Features:
     eye_tilt=dice.bell(0.05, 0.05),
     eye_fold=dice.unit(),
     lash=0.35 + 0.5 * softness + dice.bell(0, 0.08),
-    iris=np.minimum(srgb(*_IRIS_COLORS[int(dice.unit() ** 1.6 * len(_IRIS_COLORS))]) * dice.range(0.7, 1.4), 1),
+    iris=_IRIS_COLORS[int(dice.unit() ** 1.6 * len(_IRIS_COLORS))] * dice.range(0.7, 1.4),
     iris_radius=dice.bell(0.100, 0.003),
     gaze=(dice.bell(0, 0.03), dice.bell(0, 0.012)),
     brow_y=dice.bell(-0.275 - 0.02 * softness, 0.025),
@@ -358,7 +362,7 @@ def _hair(dice: Dice, softness: float, age: float, tone: float) -> Hair:
     style = 'afro' if style == 'bob' else 'curly'
   dark = tone > 0.45 and dice.chance(0.8)
   pick = dice.unit() * _HAIR_ODDS[3 if dark else -1]
-  color = srgb(*_HAIR_COLORS[bisect.bisect_left(_HAIR_ODDS, pick)])
+  color = _HAIR_COLORS[bisect.bisect_left(_HAIR_ODDS, pick)]
   grey = min(max((age - 0.62) * 2.6, 0), 1) * dice.unit()
   color = color * (1 - grey) + _GREY * grey
   return Hair(
@@ -383,8 +387,8 @@ def _wear(dice: Dice, softness: float) -> Wear:
   dark_lens = glasses in ('sun', 'aviator')
   return Wear(
     glasses=glasses,
-    glasses_color=srgb(*dice.choice(_FRAME_COLORS)),
-    lens=srgb(*dice.choice(_DARK_LENSES)) if dark_lens else srgb(210, 222, 230),
+    glasses_color=dice.choice(_FRAME_COLORS),
+    lens=dice.choice(_DARK_LENSES) if dark_lens else _CLEAR_LENS,
     lens_opacity=dice.range(0.82, 0.96) if dark_lens else dice.range(0.04, 0.14),
     hat=dice.choice(HATS) if dice.chance(0.08) else '',
     hat_color=dice.color(dice.range(0, 0.8), 0.15, 0.9),
@@ -392,7 +396,7 @@ def _wear(dice: Dice, softness: float) -> Wear:
     hat_y=dice.bell(-0.70, 0.04),
     earrings=dice.choice(['stud', 'stud', 'hoop', 'drop', 'drop']) if dice.chance(0.08 + 0.40 * softness) else '',
     necklace=dice.choice(['chain', 'beads', 'pendant']) if dice.chance(0.04 + 0.17 * softness) else '',
-    metal=srgb(*dice.choice(_METALS)),
+    metal=dice.choice(_METALS),
     gem=dice.color(0.85, 0.5, 1.0),
     neckline=dice.choice([*_NECKLINES, 'straps' if softness > 0.5 else 'crew']),
     pattern=dice.choice(['plain', 'plain', 'plain', 'stripes', 'bars', 'plaid', 'dots']),

@@ -1,14 +1,16 @@
 """What is worn on the head: glasses, hats, earrings."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxface import labels
 
 from . import tiles
-from .canvas import Canvas, clip, curve, ellipse, moved, ribbon, within
-from .head import Head
+from .canvas import Canvas, Patch, clip, curve, ellipse, moved, tinted
+from .head import Head, half_grid
+from .ink import Ink
 from .lighting import Relief
 from .scene import Scene
 
@@ -33,34 +35,42 @@ _LENSES = {
 }  # fmt: skip
 _LENSES['rimless'] = [(x, 0.85 * y) for x, y in _LENSES['square']]
 _RIM = {'rimless': 0.012, 'aviator': 0.022, 'round': 0.035, 'square': 0.05, 'cat': 0.06, 'sun': 0.07}
+_BLACK, _WHITE = np.zeros(3, np.float32), np.ones(3, np.float32)
+_SKY = np.array([0.62, 0.72, 0.82], np.float32)
+_SEAMS = np.array([-0.55, 0.0, 0.55], np.float32)
 
 
 def paint_glasses(canvas: Canvas, head: Head, scene: Scene) -> None:
   """Frame and lenses. As in CelebAMask-HQ, eyes and brows keep their labels behind clear lenses, not behind dark."""
   wear, scale = scene.wear, head.pose.scale
-  clear = wear.lens_opacity < 0.5
-  rim = _RIM[wear.glasses] * scale
-  labels_below = canvas.label.copy()
   outlines, lines = _glasses_lines(head, scene)
+  clear = wear.lens_opacity < 0.5
+  labels_below = canvas.label.copy() if clear else None
+  everything = np.concatenate([*outlines, *lines])
+  ink = Ink(canvas, everything, 0.1 * scale)
+  unit = ink.length(scale)
+  rim = _RIM[wear.glasses] * unit
+  outlines, lines = [ink.points(outline) for outline in outlines], [ink.points(line) for line in lines]
+  ink.strokes([moved(outline, 0.01 * unit, 0.06 * unit) for outline in outlines], 2 * rim, _BLACK, 0.13)
+  ink.fill(outlines, wear.lens, wear.lens_opacity, labels=[_GLASSES])
+  glare = (0.10 if clear else 0.16) * (1 - wear.lens_opacity) + wear.lens_opacity
   for outline in outlines:
-    shadow = canvas.cover(ribbon(moved(outline, 0.01 * scale, 0.06 * scale), 2 * rim))
-    canvas.shade(shadow, np.array([0.72, 0.62, 0.6]), 0.7)
-    lens = canvas.cover(outline)
-    canvas.paint(lens, wear.lens, _GLASSES, opacity=wear.lens_opacity)
     low, span = outline.min(0), np.ptp(outline, axis=0)
-    glare = low + span * np.array([(0.30, 0.0), (0.52, 0.0), (0.28, 1.0), (0.06, 1.0)])
-    canvas.paint(within(canvas.cover(glare), lens), np.full(3, 0.9), opacity=0.10 if clear else 0.16)
-    sky = np.square(np.linspace(1, 0, len(lens.cover), dtype=np.float32))[:, None]
-    canvas.paint(lens, np.array([0.62, 0.72, 0.82]), opacity=(0.04 if clear else 0.22) * sky)
-  frame = np.zeros(canvas.label.shape, bool)
-  for line in lines:
-    bar = canvas.cover(ribbon(line, rim))
-    canvas.paint(bar, wear.glasses_color, _GLASSES)
-    frame[bar.rows, bar.columns] |= bar.cover >= 0.5
-    edge = canvas.cover(ribbon(moved(line, -0.1 * rim, -0.22 * rim), 0.3 * rim))
-    canvas.paint(edge, wear.glasses_color * 2 + 0.10, opacity=0.5)
+    if not clear:
+      # Dark lenses mirror the sky in their upper part.
+      for part, share in ((0.75, 0.02), (0.5, 0.07), (0.28, 0.14)):
+        ink.fill([np.minimum(outline, low + np.array([9, part]) * span)], wear.lens + share * _SKY, wear.lens_opacity)
+    # A streak of light from the upper edge to the lower one, which ends where the lens does.
+    streak = low + span * np.array([(0.30, 0.1), (0.52, 0.1), (0.36, 0.9), (0.14, 0.9)])
+    ink.fill([streak], wear.lens * 0.8 + 0.1, glare)
   if clear:
-    np.copyto(canvas.label, labels_below, where=_SEEN_THROUGH[labels_below] & ~frame)
+    ink.apply()
+    np.copyto(canvas.label, labels_below, where=_SEEN_THROUGH[labels_below])
+    ink = Ink(canvas, everything, 0.1 * scale)
+  ink.strokes(lines, rim, wear.glasses_color, label=_GLASSES)
+  edge = wear.glasses_color * 1.5 + 0.05
+  ink.strokes([moved(line, -0.1 * rim, -0.22 * rim) for line in lines], 0.3 * rim, edge)
+  ink.apply()
 
 
 def _glasses_lines(head: Head, scene: Scene) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -116,84 +126,84 @@ class Hat:
   def _ring(self, angle: np.ndarray, y: np.ndarray | float, radius: np.ndarray | float) -> np.ndarray:
     return self._head.around(angle, np.full(len(angle), y) if np.isscalar(y) else y, radius, clamp=False)
 
-  def raise_relief(self, relief: Relief, px: np.ndarray, py: np.ndarray) -> None:
+  def raise_relief(self, relief: Relief) -> None:
     """Adds crown and brim to the shapes that are lit."""
-    u, v = self._head.head_units(px, py)
+    u, v = self._head.head_units(*half_grid())
     x, y = 0.1 * math.sin(self._scene.pose.yaw), self._band_y + 0.05
-    round_ = np.sqrt(np.maximum(1 - np.square((u - x) / 1.25) - np.square(np.minimum(v - y, 0) / 1.3), 0.02))
+    round_ = np.sqrt((1 - np.square((u - x) / 1.25) - np.square((v - y).clip(None, 0) / 1.3)).clip(0.02))
     ribs = 0.012 * np.sin(30 * u) if self.kind == 'beanie' else 0.03 * tiles.sample(tiles.clouds, u * 0.3, v * 0.3)
-    relief.add(relief.mask(self.crown), (1.4 * round_ - 0.05).astype(np.float32), bump=ribs.astype(np.float32))
+    relief.add(relief.mask(self.crown), 1.4 * round_ - 0.05, ribs)
     if self.brim is not None:
-      slope = 1.55 + 0.25 * (v - y)
-      relief.add(relief.mask(self.brim), slope.astype(np.float32))
+      relief.add(relief.mask(self.brim), 1.55 + 0.25 * (v - y), np.zeros_like(v))
 
   def paint_back(self, canvas: Canvas) -> None:
     """The part of a brim that lies behind the head."""
     if self.brim_back is not None:
-      canvas.paint(canvas.cover(self.brim_back), self._scene.wear.hat_color * 0.45, _HAT)
+      ink = Ink(canvas, self.brim_back, halvings=1)
+      ink.fill([ink.points(self.brim_back)], self._scene.wear.hat_color * 0.45, labels=[_HAT])
+      ink.apply()
 
   def paint(self, canvas: Canvas) -> None:
     """Crown, band, brim."""
     wear, scale = self._scene.wear, self._head.pose.scale
     color = wear.hat_color
     crown = canvas.cover(self.crown)
-    px = (np.arange(crown.columns.start, crown.columns.stop, dtype=np.float32) + 0.5) / canvas.size
-    py = (np.arange(crown.rows.start, crown.rows.stop, dtype=np.float32) + 0.5) / canvas.size
-    u, v = self._head.head_units(px[None], py[:, None])
-    if self.kind == 'beanie':
-      knit = 0.82 + 0.18 * np.sin(26 * (u + 0.25 * u * (v + 1))) + 0.05 * tiles.sample(tiles.grain, u * 0.3, v * 0.3)
-    else:
-      knit = (
-        1 + 0.07 * tiles.sample(tiles.clouds, u * 0.5, v * 0.5) + 0.04 * tiles.sample(tiles.grain, u * 0.35, v * 0.35)
-      )
-    base = color[:, None, None] * knit
-    if self.kind == 'bandana':
-      dots = clip(5 * (np.sin(14 * u) * np.sin(14 * v) - 0.45), 0, 1)
-      base = base + (wear.hat_band[:, None, None] - base) * dots
-    canvas.paint(crown, base, _HAT)
-    turn = self._turn
+    canvas.paint(crown, self._cloth(canvas, crown), _HAT)
+    parts = self.crown if self.brim is None else np.concatenate([self.crown, self.brim])
+    ink = Ink(canvas, parts, 0.05 * scale)
+    unit = ink.length(scale)
+    lower, turn = ink.points(self._lower), self._turn
     if self.kind in ('beanie', 'brim'):
-      height = 0.34 if self.kind == 'beanie' else 0.20
-      upper = self._ring(turn, self._band_y - height, 1.12)
-      band = within(canvas.cover(np.concatenate([self._lower, upper[::-1]])), crown)
+      upper = ink.points(self._ring(turn, self._band_y - (0.34 if self.kind == 'beanie' else 0.20), 1.12))
       tint = color * 0.82 if self.kind == 'beanie' else wear.hat_band
-      canvas.paint(band, tint, opacity=0.75)
-      canvas.shade(within(canvas.cover(ribbon(upper, 0.03 * scale)), crown), 0.5, 0.7)
+      ink.fill([np.concatenate([lower, upper[::-1]])], tint, 0.8)
+      ink.strokes([upper], 0.03 * unit, _BLACK, 0.2)
     if self.kind == 'cap':
-      for at in (-0.55, 0.0, 0.55):
-        seam = np.stack([self._ring(np.array([at]), self._band_y, 1.1)[0], self.crown[len(turn) + 12]])
-        canvas.shade(within(canvas.cover(ribbon(seam, 0.018 * scale)), crown), 0.6, 0.6)
-      badge = self._ring(np.array([0.0]), self._band_y - 0.38, 1.12)[0]
-      canvas.paint(within(canvas.cover(ellipse(*badge, 0.2 * scale, 0.16 * scale)), crown), wear.hat_band, opacity=0.9)
+      tops = ink.points(self._ring(_SEAMS, np.full(3, self._band_y), 1.1))
+      button = ink.points(self.crown[len(turn) + 12])
+      ink.strokes([np.stack([top, button]) for top in tops], 0.018 * unit, _BLACK, 0.16)
+      x, y = ink.points(self._ring(np.zeros(1), self._band_y - 0.38, 1.12))[0]
+      ink.fill([ellipse(x, y, 0.2 * unit, 0.16 * unit)], wear.hat_band, 0.9)
     if self.brim is not None:
-      brim = canvas.cover(self.brim)
-      canvas.paint(brim, color * 0.85, _HAT)
-      edge = self.brim[: len(self.brim) // 2]
-      canvas.shade(canvas.cover(ribbon(edge, 0.03 * scale)), 0.6, 0.6)
-      canvas.shade(within(canvas.cover(ribbon(self._lower[6:-6], 0.05 * scale)), brim), 0.55, 0.7)
+      brim = ink.points(self.brim)
+      ink.fill([brim], color * 0.85, labels=[_HAT])
+      ink.strokes([brim[: len(brim) // 2]], 0.03 * unit, color * 0.65)
+      ink.strokes([lower[6:-6]], 0.05 * unit, color * 0.58)
+    ink.apply()
+
+  def _cloth(self, canvas: Canvas, crown: Patch) -> np.ndarray:
+    """Picture of the crown's cloth, uint8 [h, w, 3]."""
+    wear = self._scene.wear
+    u, v = self._head.head_units(*canvas.centers(crown))
+    if self.kind == 'beanie':
+      knit = 0.9 + 0.09 * np.sin(26 * (u + 0.25 * u * (v + 1))) + 0.025 * tiles.sample(tiles.grain, u * 0.6, v * 0.6)
+    else:
+      felt = tiles.sample(tiles.clouds, u * 0.5, v * 0.5)
+      knit = 1 + 0.035 * felt + 0.02 * tiles.sample(tiles.grain, u * 0.6, v * 0.6)
+    dots = clip(5 * (np.sin(14 * u) * np.sin(14 * v) - 0.45), 0, 1) if self.kind == 'bandana' else None
+    return tinted(knit, dots, wear.hat_color, wear.hat_band)
 
 
-def paint_earring(canvas: Canvas, head: Head, scene: Scene, ear: np.ndarray) -> None:
-  """An earring at the lobe of an ear with the given outline."""
-  wear, scale = scene.wear, head.pose.scale
-  lobe = ear[ear[:, 1].argmax()] - (0, 0.05 * scale)
-  x, y = lobe
+def paint_earrings(canvas: Canvas, head: Head, scene: Scene, ears: Sequence[np.ndarray]) -> None:
+  """Earrings at the lobes of the ears with the given outlines."""
+  wear = scene.wear
+  lobes = np.stack([ear[ear[:, 1].argmax()] - (0, 0.05 * head.pose.scale) for ear in ears])
+  ink = Ink(canvas, lobes, 0.55 * head.pose.scale)
+  unit = ink.length(head.pose.scale)
+  for x, y in ink.points(lobes):
 
-  def dot(dx: float, dy: float, rx: float, ry: float) -> np.ndarray:
-    return ellipse(x + dx * scale, y + dy * scale, rx * scale, ry * scale)
+    def dot(dx: float, dy: float, rx: float, ry: float) -> np.ndarray:
+      return ellipse(x + dx * unit, y + dy * unit, rx * unit, ry * unit)  # noqa: B023 - called in this turn only
 
-  if wear.earrings == 'stud':
-    parts = [([dot(0, 0, 0.075, 0.075)], wear.gem * 0.7 + 0.1), ([dot(-0.02, -0.02, 0.028, 0.028)], np.full(3, 1.8))]
-  elif wear.earrings == 'hoop':
-    parts = [
-      ([dot(0, 0.24, 0.19, 0.25), dot(0, 0.24, 0.14, 0.20)], wear.metal * 0.8),
-      ([dot(-0.02, 0.23, 0.175, 0.235), dot(-0.01, 0.24, 0.155, 0.22)], wear.metal * 1.7),
-    ]
-  else:
-    parts = [
-      ([dot(0, 0.02, 0.035, 0.035), dot(0, 0.14, 0.022, 0.1)], wear.metal),
-      ([dot(0, 0.32, 0.085, 0.13)], wear.gem),
-      ([dot(-0.025, 0.28, 0.025, 0.04)], np.full(3, 1.7)),
-    ]
-  for outlines, color in parts:
-    canvas.paint(canvas.cover(*outlines), color, _EARRING)
+    if wear.earrings == 'stud':
+      ink.fill([dot(0, 0, 0.075, 0.075)], wear.gem * 0.7 + 0.1, labels=[_EARRING])
+      ink.fill([dot(-0.02, -0.02, 0.028, 0.028)], _WHITE)
+    elif wear.earrings == 'hoop':
+      ink.fill([dot(0, 0.24, 0.19, 0.25), dot(0, 0.24, 0.14, 0.20)], wear.metal * 0.8, labels=[_EARRING])
+      ink.fill([dot(-0.02, 0.23, 0.175, 0.235), dot(-0.01, 0.24, 0.155, 0.22)], wear.metal * 1.7, labels=[_EARRING])
+    else:
+      ink.fill([dot(0, 0.02, 0.035, 0.035)], wear.metal, labels=[_EARRING])
+      ink.fill([dot(0, 0.14, 0.022, 0.1)], wear.metal, labels=[_EARRING])
+      ink.fill([dot(0, 0.32, 0.085, 0.13)], wear.gem, labels=[_EARRING])
+      ink.fill([dot(-0.025, 0.28, 0.025, 0.04)], _WHITE)
+  ink.apply()

@@ -118,9 +118,10 @@ def test_makeup_changes_the_face_alone():
     np.testing.assert_array_equal(bare.label, made_up.label)
     assert bare.makeup == made_up.makeup
     difference = np.abs(bare.image.astype(int) - made_up.image).max(-1)
-    # The lens blurs by a pixel or two, lashes stand over the edge, and hair's own edge lets a trace of skin through.
+    # The lens blurs by a pixel or two, lashes stand over the edge, and hair's own edge lets a trace of skin through,
+    # which the rounding of layers to whole numbers can double.
     near_face = cv2.dilate(region[bare.label].astype(np.uint8), np.ones((11, 11), np.uint8)) > 0
-    assert difference[~near_face].max(initial=0) <= 1
+    assert difference[~near_face].max(initial=0) <= 2
     lips = np.isin(bare.label, [labels.index('u_lip'), labels.index('l_lip')])
     changed.append(difference[lips].mean())
   assert np.mean(changed) > 10
