@@ -10,6 +10,7 @@ import numpy as np
 from jaxface import figures, input_pipeline
 from jaxface.errors import UserError
 from jaxface.parallel import Engine, check_batch_size
+from jaxface.perceptual import Perceptual
 from jaxface.runs import Run, load_run, open_split
 from jaxface.state import TrainState, for_evaluation
 from jaxface.workdir import write_atomically
@@ -80,8 +81,15 @@ def evaluate_runs(
   data_dir: Path | None = None,
   batch_size: int | None = None,
   out: Path | None = None,
+  metrics: Sequence[str] = (),
+  allow_few: bool = False,
+  weights_dir: Path | None = None,
 ) -> dict[str, Metrics]:
-  """Measures runs on one split; prints a table and writes results.json and comparison.png into `out`."""
+  """Measures runs on one split; prints a table and writes results.json and comparison.png into `out`.
+
+  `metrics` names what to add that needs networks of the user's download, see `jaxface.perceptual.METRICS`.
+  """
+  perceptual = Perceptual(metrics, allow_few=allow_few, weights_dir=weights_dir)
   runs = [load_run(workdir, checkpoint) for workdir in workdirs]
   if len({run.name for run in runs}) < len(runs):
     raise UserError('two workdirs have the same name; a table could not tell them apart')
@@ -96,11 +104,14 @@ def evaluate_runs(
     check_batch_size(rows, run.engine.device_count)
     dataset = open_split(run.config, run.engine, split)
     results[run.name] = evaluate_state(run.engine, run.state, dataset, batch_size=rows)
+    if metrics:
+      results[run.name] |= perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
   protocol = {
     'dataset': dataset.fingerprint,
     'examples': len(dataset),
     'checkpoints': {run.name: run.step for run in runs},
     **runs[0].engine.task.protocol,
+    **perceptual.protocol,
   }
   print('\n'.join(f'{name}: {value}' for name, value in protocol.items()))
   print('\n' + table(results))

@@ -44,6 +44,10 @@ class Task(Protocol):
     """What to report, in order, from the averages over a split of what `eval_step` returned (float64, [] or [...])."""
     ...
 
+  def pairs(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What perceptual metrics compare, by protocol: originals and pictures, float [B, H, W, 3] in [0, 1]."""
+    ...
+
   def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
     """Pictures to look at, {column name: float [B, H, W, 1 or 3] in [0, 1]}."""
     ...

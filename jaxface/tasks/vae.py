@@ -193,19 +193,21 @@ class VaeTask:
     floats = _as_floats(batch)
     image, mask = floats['image'], floats.get('mask')
     predicted = self.predict(state, image)
-    protocols = {'whole': predicted.decoded}
-    if mask is not None:
-      protocols['true_mask'] = _composite(predicted.decoded, image, mask)
-    if predicted.mask is not None:
-      protocols['predicted_mask'] = predicted.image
     metrics = {'loss': self._loss_per_example(predicted, image, mask)}
-    for protocol, picture in protocols.items():
+    for protocol, picture in _protocols(predicted, image, mask).items():
       for name, measure in picture_metrics(self.model.image_size, self.loss.filter_size).items():
         metrics[f'{protocol}/{name}'] = measure(image, picture)
     if self.loss.masks:
       metrics['mask/iou'] = segmentation.mask_iou(predicted.mask, mask)
       metrics['mask/dice'] = segmentation.mask_dice(predicted.mask, mask)
     return metrics
+
+  def pairs(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Originals and reconstructions under each protocol of `eval_step`."""
+    floats = _as_floats(batch)
+    image = floats['image']
+    pictures = _protocols(self.predict(state, image), image, floats.get('mask'))
+    return {protocol: (image, picture) for protocol, picture in pictures.items()}
 
   def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The averages themselves: the loss, then protocol by protocol, then the mask."""
@@ -261,6 +263,15 @@ def picture_metrics(image_size: int, filter_size: int) -> dict:
 
 def _as_floats(batch: Batch) -> dict[str, jax.Array]:
   return {name: to_float(batch[name]) for name in ('image', 'mask') if name in batch}
+
+
+def _protocols(predicted: Prediction, image: jax.Array, mask: jax.Array | None) -> dict[str, jax.Array]:
+  pictures = {'whole': predicted.decoded}
+  if mask is not None:
+    pictures['true_mask'] = _composite(predicted.decoded, image, mask)
+  if predicted.mask is not None:
+    pictures['predicted_mask'] = predicted.image
+  return pictures
 
 
 def _composite(decoded: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:

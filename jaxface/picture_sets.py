@@ -1,0 +1,171 @@
+"""Sets of pictures or label maps to be measured: a folder, or a split of a prepared dataset; read in threads."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from jaxface import labels, pictures
+from jaxface.errors import UserError
+from jaxface.pictures import PictureError
+from jaxface.threads import ordered_map
+
+_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSet:
+  """Pictures, uint8 [H, W, 3] RGB, or label maps, uint8 [H, W], not yet read.
+
+  Attributes:
+    name: for people.
+    keys: a name for each, without suffix, which members of two sets are paired by.
+    read: gives the one of an index; PictureError where it cannot be used.
+  """
+
+  name: str
+  keys: tuple[str, ...]
+  read: Callable[[int], np.ndarray]
+
+  def __len__(self):
+    return len(self.keys)
+
+
+def open_pictures(where: str | os.PathLike, *, data_dir: str | os.PathLike | None = None) -> PictureSet:
+  """Pictures of a folder, with all below it, or of a prepared dataset: NAME:SPLIT, or NAME for its split test."""
+  if Path(where).is_dir():
+    return _folder(Path(where), pictures.read_picture)
+  return _prepared(os.fspath(where), 'image', data_dir)
+
+
+def open_label_maps(
+  where: str | os.PathLike, *, order: str = 'celebamask_hq', data_dir: str | os.PathLike | None = None
+) -> PictureSet:
+  """Label maps likewise, in the project's order; `order` is that of a folder's PNGs. Values above 18 are an error."""
+  table = labels.lookup_table(order)
+
+  def read(path: Path) -> np.ndarray:
+    label = pictures.read_label_map(path)
+    if label.max() >= labels.NUM_CLASSES:
+      legal = f'legal are 0 to {labels.NUM_CLASSES - 1}'
+      raise PictureError(path, 'a label map with unknown classes', f'found {label.max()}; {legal}')
+    return table[label]
+
+  if Path(where).is_dir():
+    return _folder(Path(where), read)
+  return _prepared(os.fspath(where), 'label', data_dir)
+
+
+def _folder(folder: Path, read: Callable[[Path], np.ndarray]) -> PictureSet:
+  paths = pictures.find_pictures(folder)
+  keys = tuple(os.fspath(path.relative_to(folder).with_suffix('')) for path in paths)
+  twice = [key for key, count in collections.Counter(keys).items() if count > 1]
+  if twice:
+    raise UserError(f'{folder}: more than one picture is called {_some(twice)}; names must differ by more than suffix')
+  return PictureSet(os.fspath(folder), keys, lambda i: read(paths[i]))
+
+
+def _prepared(name: str, feature: str, data_dir: str | os.PathLike | None) -> PictureSet:
+  # TFDS takes a second to import, which folders need not wait for.
+  import tensorflow_datasets as tfds
+
+  from jaxface.prepare import find_prepared
+
+  if name.startswith(('.', '/', '~')):
+    raise UserError(f'{name}: no such folder')
+  name, _, split = name.partition(':')
+  split = split or 'test'
+  builder = tfds.builder_from_directory(find_prepared(data_dir, name))
+  if split not in builder.info.splits or feature not in builder.info.features:
+    there = f'splits {", ".join(builder.info.splits)}, features {", ".join(builder.info.features)}'
+    raise UserError(f'dataset {name} has no {feature} in split {split!r}; it has {there}')
+
+  def source(*wanted: str) -> Sequence:
+    skip = {key: tfds.decode.SkipDecoding() for key in builder.info.features if key not in wanted}
+    return builder.as_data_source(split, decoders=skip)
+
+  ids = [record['id'].decode() for record in source('id')]
+  keys = tuple(os.path.splitext(key)[0] if key.lower().endswith(pictures.SUFFIXES) else key for key in ids)
+  records = source(feature)
+
+  def read(i: int) -> np.ndarray:
+    value = records[i][feature]
+    return value[..., 0] if feature == 'label' else value
+
+  return PictureSet(f'{builder.info.full_name}:{split}', keys, read)
+
+
+def paired(a: PictureSet, b: PictureSet) -> list[tuple[int, int]]:
+  """Indices of what has the same key in both sets. UserError, with names, where something has no partner."""
+  index = {key: i for i, key in enumerate(b.keys)}
+  alone = [(s.name, key) for s, other in ((a, b), (b, a)) for key in sorted(set(s.keys) - set(other.keys))]
+  if alone:
+    some = '; '.join(
+      f'only in {s.name}: {_some([key for name, key in alone if name == s.name])}'
+      for s in (a, b)
+      if any(name == s.name for name, _ in alone)
+    )
+    raise UserError(
+      f'{len(alone)} have no partner of the same name ({some}); these metrics compare pairs, which fid and kid do not'
+    )
+  return [(i, index[key]) for i, key in enumerate(a.keys)]
+
+
+@dataclasses.dataclass
+class Skipped:
+  """What could not be used, reason -> names; filled while a set is read."""
+
+  names: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+  def add(self, reason: str, name: str) -> None:
+    """One more, unless it was noted before."""
+    names = self.names.setdefault(reason, [])
+    if name not in names:
+      names.append(name)
+
+  def __len__(self):
+    return sum(map(len, self.names.values()))
+
+  def __str__(self):
+    return '; '.join(f'{len(names)} {reason}: {_some(names)}' for reason, names in self.names.items())
+
+
+def read_each(read: Callable[[int], object], keys: Sequence[str], skipped: Skipped) -> Iterator[object]:
+  """`read(i)` for every index of `keys`, in order, by threads that run ahead; whatever is a PictureError is skipped."""
+
+  def attempt(i: int) -> object:
+    try:
+      return read(i)
+    except PictureError as error:
+      return error
+
+  workers = os.cpu_count() or 1
+  with ThreadPoolExecutor(workers) as executor:
+    for i, result in enumerate(ordered_map(attempt, range(len(keys)), executor, ahead=4 * workers)):
+      if isinstance(result, PictureError):
+        skipped.add(result.reason, keys[i])
+      else:
+        yield result
+
+
+def batches_by_shape(
+  items: Iterable[tuple[np.ndarray, ...]], batch_size: int
+) -> Iterator[list[tuple[np.ndarray, ...]]]:
+  """Lists of up to `batch_size` items whose arrays have the same shapes; few items of many shapes wait in memory."""
+  waiting: dict[tuple, list[tuple[np.ndarray, ...]]] = {}
+  for item in items:
+    shape = tuple(array.shape for array in item)
+    waiting.setdefault(shape, []).append(item)
+    if len(waiting[shape]) == batch_size:
+      yield waiting.pop(shape)
+    elif sum(map(len, waiting.values())) >= 4 * batch_size:
+      yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
+  yield from waiting.values()
+
+
+def _some(names: Sequence[str]) -> str:
+  return ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else '')

@@ -1,0 +1,65 @@
+"""Resizing as PyTorch's `interpolate` does it, which public networks were trained with: no antialiasing, ever.
+
+`jax.image.resize` differs: it antialiases where a picture shrinks, and takes nearest pixels from half-pixel centres.
+Sizes are static. Bilinear resizing is one matrix product an axis, which every accelerator does fast, gradients too.
+"""
+
+# B batch | H,W pixels in | h,w pixels out | C channels
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def bilinear(x_BHWC: jax.Array, size: tuple[int, int], *, align_corners: bool) -> jax.Array:
+  """[B, H, W, C] -> [B, h, w, C], `size` = (h, w); floats of any range, float32 inside, the input's dtype outside.
+
+  With `align_corners` the corner pixels' centres of input and output coincide (pixel i lies at i (H - 1) / (h - 1));
+  otherwise the pictures' edges do (at (i + 1/2) H / h - 1/2, clamped to the input).
+  """
+  y = x_BHWC.astype(jnp.float32)
+  for axis, length in zip((1, 2), size, strict=True):
+    if y.shape[axis] == length:
+      continue
+    weights = jnp.asarray(bilinear_weights(y.shape[axis], length, align_corners=align_corners))
+    # Weights rounded to bfloat16, an accelerator's default, would shift edges by pixels.
+    y = lax.dot_general(y, weights, (((axis,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+    y = jnp.moveaxis(y, -1, axis)
+  return y.astype(x_BHWC.dtype)
+
+
+def nearest(x_BHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """[B, H, W, ...] -> [B, h, w, ...] of any dtype: output pixel i is input pixel floor(i H / h)."""
+  for axis, length in zip((1, 2), size, strict=True):
+    indices = nearest_indices(x_BHWC.shape[axis], length)
+    times = max(length // x_BHWC.shape[axis], 1)
+    if np.array_equal(indices, np.arange(length) // times):
+      # A broadcast: unlike a gather, cheap everywhere, and its gradient a plain sum.
+      x_BHWC = jnp.repeat(x_BHWC, times, axis) if times > 1 else lax.slice_in_dim(x_BHWC, 0, length, axis=axis)
+    else:
+      x_BHWC = jnp.take(x_BHWC, indices, axis)
+  return x_BHWC
+
+
+def bilinear_weights(length: int, out_length: int, *, align_corners: bool) -> np.ndarray:
+  """float32 [out_length, length]: the matrix that resizes one axis; rows sum to 1 and have at most two entries."""
+  i = np.arange(out_length)
+  if align_corners:
+    position = i * ((length - 1) / (out_length - 1) if out_length > 1 else 0.0)
+  else:
+    position = np.clip((i + 0.5) * (length / out_length) - 0.5, 0, None)
+  low = np.minimum(position.astype(int), length - 1)
+  high = np.minimum(low + 1, length - 1)
+  share = position - low
+  weights = np.zeros((out_length, length))
+  np.add.at(weights, (i, low), 1 - share)
+  np.add.at(weights, (i, high), share)
+  return weights.astype(np.float32)
+
+
+def nearest_indices(length: int, out_length: int) -> np.ndarray:
+  """int [out_length]: which pixel along one axis each output pixel takes."""
+  # In float32, as PyTorch computes it: 2 pixels to 82 break at 42 and not at 41.
+  scale = np.float32(length) / np.float32(out_length)
+  return np.minimum(np.floor(np.arange(out_length, dtype=np.float32) * scale).astype(int), length - 1)

@@ -1,0 +1,79 @@
+"""LPIPS and FID of a task's pictures over a split, with small networks in the places of the real ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxface import input_pipeline, weights
+from jaxface.errors import UserError
+from jaxface.metrics import fid
+from jaxface.parallel import JitEngine, make_mesh
+from jaxface.perceptual import Perceptual
+
+
+class Colours(nn.Module):
+  """In the place of Inception: the mean colour."""
+
+  def __call__(self, image):
+    return image.mean((1, 2))
+
+
+class Difference(nn.Module):
+  """In the place of LPIPS."""
+
+  @nn.compact
+  def __call__(self, a, b):
+    return self.param('scale', nn.initializers.ones, ()) * jnp.square(a - b).mean((1, 2, 3))
+
+
+class Darker:
+  """A task that makes pictures darker, by half and entirely."""
+
+  def pairs(self, state, batch):
+    image = batch['image'].astype(jnp.float32) / 255
+    return {'half': (image, state * image), 'black': (image, 0 * image)}
+
+
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+  modules = {'inception': (Colours(), {}), 'lpips-alex': (Difference(), {'params': {'scale': np.float32(2)}})}
+  monkeypatch.setattr(weights, 'load', lambda name, _: weights.Network(*modules[name], {'made_up.pth': 'abcdef0123'}))
+
+
+@pytest.fixture
+def dataset(data_dir):
+  return input_pipeline.open_dataset(
+    'synthetic_faces/faces_16', 'train', ('image',), image_size=16, data_dir=str(data_dir)
+  )
+
+
+def test_numbers_are_those_of_all_pictures_at_once(dataset):
+  engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
+  # 48 pictures: a full batch of 40, and one of 8 that is filled up.
+  measure = Perceptual(['lpips-alex', 'fid'], allow_few=True).measure
+  measured = measure(engine, jnp.float32(0.5), dataset, batch_size=40)
+  images = input_pipeline.load_whole(dataset)['image'] / 255
+  statistics = {k: fid.FeatureStatistics.of((k * images).mean((1, 2))) for k in (1, 0.5, 0)}
+  expected = {
+    'half/lpips-alex': 2 * np.square(images / 2).mean(),
+    'black/lpips-alex': 2 * np.square(images).mean(),
+    'half/fid': fid.frechet_distance(statistics[1], statistics[0.5]),
+    'black/fid': fid.frechet_distance(statistics[1], statistics[0]),
+  }
+  assert measured.keys() == expected.keys()
+  for name, value in expected.items():
+    assert measured[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_few_pictures_and_unknown_metrics_are_refused(dataset):
+  engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
+  with pytest.raises(UserError, match='FID of 48 pictures'):
+    Perceptual(['fid']).measure(engine, jnp.float32(0.5), dataset, batch_size=8)
+  with pytest.raises(UserError, match="unknown metric 'psnr'; evaluation can add lpips-alex"):
+    Perceptual(['psnr'])
+
+
+def test_the_protocol_names_the_files():
+  assert Perceptual(['lpips-alex']).protocol == {'lpips-alex': 'v0.1; made_up.pth sha256:abcdef01'}
