@@ -1,7 +1,8 @@
 """What the builders of real data share: the features, the checks of pictures and label maps, an account of the skipped.
 
-A builder lists its `Item`s; the rest (decode and check in threads, count what is skipped and why, write shards in the
-source's order) is here. The files on disk follow TFDS's own layout, so `tfds.builder_from_directory` reads them.
+A builder lists its `Item`s; the rest (decode and check in threads, parse what has no label map, count what is skipped
+and why, write shards in the source's order) is here. The files on disk follow TFDS's own layout, so
+`tfds.builder_from_directory` reads them.
 """
 
 import collections
@@ -11,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -20,23 +21,33 @@ import tensorflow_datasets as tfds
 
 from jaxface import labels, pictures
 from jaxface.errors import UserError
+from jaxface.threads import chunks, ordered_map
+from jaxface_data.label_cache import LabelCache
 
 # Pictures, uint8 [H, W, 3] RGB of any sizes -> a label map for each, uint8 [H, W], values 0..18 in the project's order.
 Parser = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 # Large enough for sequential disk reads, small enough for the memory: TFDS holds the examples of one shard.
 _SHARD_BYTES = 128 * 2**20
-_PARSER_BATCH = 16
+# Batches on their way through the parser: one on the device, one before it, one behind it.
+_PARSER_CALLS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """One picture of a source, not yet read. `id` is its name within the source, unique in the dataset."""
+  """One picture of a source, not yet read.
+
+  Attributes:
+    id: its name within the source, unique in the dataset.
+    read: gives the file's bytes.
+    num_bytes: how many they are, at least about.
+    label: the files that its label map is made of; none where it has none.
+  """
 
   id: str
   read: Callable[[], bytes]
   num_bytes: int
-  label: Path | None = None
+  label: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass
@@ -51,7 +62,7 @@ class Listing:
     digest = hashlib.sha256()
     for split, items in self.splits.items():
       for item in items:
-        label = (item.label.name, item.label.stat().st_size) if item.label else None
+        label = [(path.name, path.stat().st_size) for path in item.label]
         digest.update(repr((split, item.id, item.num_bytes, label)).encode())
     return digest.hexdigest()
 
@@ -78,9 +89,12 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """Base of the builders: `listing` says what there is, `has_labels` whether label maps are stored.
 
   Args:
-    parser: makes the label maps where the config names no folder of them.
+    parser: makes the label maps of pictures as they are stored, where the source has none. Called in several threads.
+    parser_batch: pictures that it is given at once.
     workers: threads that read and check pictures; default one a CPU core.
     progress: called with 1 after each picture.
+
+  The attribute `parsed` may be given a cache of label maps: what is in it is not parsed again.
 
   After `download_and_prepare(file_format='array_record')` the dataset's metadata holds `skipped` (reason -> ids),
   `picture_sizes` ('WxH' -> number, the ten most common), and `label_order_doubtful`: whether in most label maps the
@@ -93,14 +107,17 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     self,
     *,
     parser: Parser | None = None,
+    parser_batch: int = 16,
     workers: int | None = None,
     progress: Callable[[int], object] = lambda n: None,
     **kwargs,
   ):
     # TFDS asks for `_info` during construction.
     self._parser = parser
+    self._parser_batch = parser_batch
     self.workers = workers or os.cpu_count() or 1
     self.progress = progress
+    self.parsed: LabelCache | None = None
     self._sizes = collections.Counter()
     self._hair_above_nose = collections.Counter()
     super().__init__(**kwargs)
@@ -166,8 +183,8 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict]]:
     with concurrent.futures.ThreadPoolExecutor(self.workers) as executor:
-      loaded = _ordered_map(self._load, items, executor, self.workers)
-      for picture in self._parsed(loaded) if self.has_labels and not self.builder_config.labels else loaded:
+      loaded = ordered_map(self._load, items, executor, ahead=2 * self.workers)
+      for picture in self._with_parsed_labels(loaded, executor) if self._parser else loaded:
         self.progress(1)
         if picture.skipped:
           self._skipped.setdefault(picture.skipped, []).append(picture.item.id)
@@ -178,11 +195,19 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         example = {'id': picture.item.id, 'image': picture.image_bytes}
         yield picture.item.id, example | ({'label': picture.label_bytes} if self.has_labels else {})
 
+  def read_label(self, item: Item, size: tuple[int, int]) -> np.ndarray:
+    """The label map of a picture of `size` (height, width), uint8 [height, width] in the project's order.
+
+    PictureError where it cannot be used.
+    """
+    (path,) = item.label
+    return checked_label(path, self.label_order, size)
+
   def _load(self, item: Item) -> _Picture:
     try:
       data = item.read()
       image = pictures.decode_picture(data, item.id)
-      label = checked_label(item.label, self.label_order, image.shape[:2]) if item.label else None
+      label = self.read_label(item, image.shape[:2]) if item.label else None
       keep = pictures.is_plain(data)
     except pictures.PictureError as error:
       return _Picture(item, skipped=error.reason)
@@ -194,16 +219,40 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     label_bytes = b'' if label is None else pictures.encode_png(label)
     return _Picture(item, image, data if keep else pictures.encode_png(image), label_bytes, above)
 
-  def _parsed(self, loaded: Iterator[_Picture]) -> Iterator[_Picture]:
-    while chunk := list(itertools.islice(loaded, _PARSER_BATCH)):
-      usable = [picture for picture in chunk if not picture.skipped]
-      label_maps = self._parser([picture.image for picture in usable]) if usable else []
-      for picture, label in zip(usable, label_maps, strict=True):
-        assert label.shape == picture.image.shape[:2], (picture.item.id, label.shape)
-        assert label.dtype == np.uint8, label.dtype
-        assert label.max() < labels.NUM_CLASSES, (picture.item.id, label.max())
-        picture.label_bytes = pictures.encode_png(label)
-      yield from chunk
+  def _with_parsed_labels(
+    self, loaded: Iterator[_Picture], encoders: concurrent.futures.Executor
+  ) -> Iterator[_Picture]:
+    with concurrent.futures.ThreadPoolExecutor(_PARSER_CALLS) as executor:
+      parse = functools.partial(self._parse, encoders=encoders)
+      batches = map(self._with_kept_labels, chunks(loaded, self._parser_batch))
+      for batch, parsed in ordered_map(parse, batches, executor, ahead=_PARSER_CALLS - 1):
+        if self.parsed is not None:
+          self.parsed.put((_cache_key(picture), picture.label_bytes) for picture in parsed)
+        yield from batch
+
+  def _with_kept_labels(self, batch: list[_Picture]) -> list[_Picture]:
+    if self.parsed is not None:
+      for picture in batch:
+        picture.label_bytes = self.parsed.get(_cache_key(picture)) or b''
+    return batch
+
+  def _parse(
+    self, batch: list[_Picture], encoders: concurrent.futures.Executor
+  ) -> tuple[list[_Picture], list[_Picture]]:
+    """Gives each usable picture of a batch its label map; returns the batch, and those that were parsed for it."""
+    asked = [picture for picture in batch if not picture.skipped and not picture.label_bytes]
+    label_maps = self._parser([picture.image for picture in asked]) if asked else []
+    for picture, label in zip(asked, label_maps, strict=True):
+      assert label.shape == picture.image.shape[:2], (picture.item.id, label.shape)
+      assert label.dtype == np.uint8, label.dtype
+      assert label.max() < labels.NUM_CLASSES, (picture.item.id, label.max())
+    for picture, png in zip(asked, encoders.map(pictures.encode_png, label_maps), strict=True):
+      picture.label_bytes = png
+    return batch, asked
+
+
+def _cache_key(picture: _Picture) -> str:
+  return hashlib.sha256(picture.image_bytes).hexdigest()
 
 
 def find_label_maps(folder: Path) -> list[Path]:
@@ -223,7 +272,14 @@ def checked_label(path: Path, order: str, size: tuple[int, int]) -> np.ndarray:
   label = pictures.read_label_map(path)
   if label.max() >= labels.NUM_CLASSES:
     raise pictures.PictureError(path, f'label values outside 0..{labels.NUM_CLASSES - 1}', f'found {label.max()}')
-  label = labels.lookup_table(order)[label]
+  return fitted_label(labels.lookup_table(order)[label], size, path)
+
+
+def fitted_label(label: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
+  """A label map, uint8 [H, W], at the `size` (height, width) of its picture, by the nearest pixel.
+
+  PictureError, which names `path`, where the aspect ratios differ.
+  """
   (height, width), (label_height, label_width) = size, label.shape
   # Equal but for the rounding of a side to whole pixels.
   if abs(label_width * height - label_height * width) > max(height, width, label_height, label_width):
@@ -279,17 +335,6 @@ def _shards(items: list[Item]) -> list[list[Item]]:
   count = min(max(1, len(items)), -(-sum(item.num_bytes for item in items) // _SHARD_BYTES) or 1)
   edges = [len(items) * i // count for i in range(count + 1)]
   return [items[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-def _ordered_map(function: Callable, items: Iterable, executor, workers: int) -> Iterator:
-  """`map` in threads, in order, a few items ahead: executor.map would hold the results of the whole dataset."""
-  items, pending = iter(items), collections.deque()
-  for item in items:
-    pending.append(executor.submit(function, item))
-    if len(pending) > 2 * workers:
-      yield pending.popleft().result()
-  while pending:
-    yield pending.popleft().result()
 
 
 def _told(skipped: dict[str, list[str]]) -> str:

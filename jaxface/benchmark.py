@@ -1,4 +1,4 @@
-"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; SSIM.
+"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; SSIM; parsing.
 
 Every row says what is timed. Compilation is left out and given by itself; the clock stops when the results are there.
 """
@@ -7,11 +7,13 @@ import copy
 import functools
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,9 @@ from jaxface import input_pipeline
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.parallel import Engine, JitEngine, PmapEngine, check_batch_size, make_mesh
+from jaxface.parse import parse
+from jaxface.parsing import Parser
+from jaxface.pictures import write_picture
 from jaxface.runs import open_split
 from jaxface.ssim import ssim
 from jaxface.state import for_evaluation
@@ -29,7 +34,7 @@ from jaxface.tasks import make_task
 from jaxface.workdir import environment, write_atomically
 
 Row = dict[str, Any]
-PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap')
+PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap', 'parse')
 
 # Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
 PEAKS = {
@@ -239,6 +244,41 @@ def _conv_row(seconds: float) -> Row:
   }
 
 
+def _parse_rows(config: ConfigDict, seconds: float) -> Iterator[Row]:
+  """The face parser in use, with random weights: the network with its label maps, and from JPEGs to PNGs."""
+  engine = _engine(config, 'jit', jax.devices()[:1])
+  state = engine.init()
+  variables = {'params': state.params, 'batch_stats': state.model_state}
+  size = config.model.image_size
+  parser = Parser(engine.task.model, variables, image_size=size, label_order=config.model.label_order)
+  count = max(16, 4 * parser.batch_size)
+  # Smooth as photos are, so that files have a photo's size.
+  coarse = np.random.default_rng(0).integers(0, 256, (count, size // 16, size // 16, 3), np.uint8)
+  images = [cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC) for image in coarse]
+  per_call, calls = time_repeatedly(lambda: parser.parse_shrunk(images, [(size, size)] * count), seconds)
+  shared = {'devices': jax.local_device_count(), 'cpu_cores': os.cpu_count()}
+  what = f'{size}x{size}, {config.model.dtype}'
+  yield {
+    'timed': f'parsing, {what}: pictures to the devices, network, label maps back; no files',
+    'batch_size': parser.batch_size,
+    **shared,
+    'images_per_second': count / per_call,
+    'images_timed': calls * count,
+  }
+  with tempfile.TemporaryDirectory() as folder:
+    for i, image in enumerate(images):
+      write_picture(Path(folder, 'photos', f'{i}.jpg'), image)
+    photos, out = Path(folder, 'photos'), Path(folder, 'parsed')
+    per_call, calls = time_repeatedly(lambda: parse(parser, [photos], out, quiet=True).parsed, seconds)
+  yield {
+    'timed': f'parsing, {what}: JPEGs read and decoded, label maps written as PNGs',
+    'batch_size': parser.batch_size,
+    **shared,
+    'images_per_second': count / per_call,
+    'images_timed': calls * count,
+  }
+
+
 def _with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
   config = copy.deepcopy(config)
   config.model.dtype = dtype
@@ -269,6 +309,8 @@ def _rows(config: ConfigDict, parts: Sequence[str], seconds: float) -> Iterator[
       yield _train_row(variant, 'jit', devices, 'resident', seconds)
     if 'evaluate' in parts:
       yield _evaluate_row(variant, devices, seconds)
+    if 'parse' in parts:
+      yield from _parse_rows(variant, seconds)
 
 
 def _say(row: Row) -> None:
@@ -281,10 +323,13 @@ def _say(row: Row) -> None:
 
 def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | None, seconds: float) -> list[Row]:
   """Measures `only` these parts (default all), each row for about `seconds`; prints rows and writes JSON to `out`."""
-  parts = tuple(only or PARTS)
+  parses = config.task == 'parsing'
+  parts = tuple(only or (part for part in PARTS if parses or part != 'parse'))
   unknown = [part for part in parts if part not in PARTS]
   if unknown:
     raise UserError(f'unknown part {unknown[0]!r}; choose from {", ".join(PARTS)}')
+  if 'parse' in parts and not parses:
+    raise UserError("the part 'parse' needs a face parser; say --config experiments/bisenet.py:synthetic")
   device = jax.devices()[0]
   print(
     f'{len(jax.devices())} x {device.device_kind} ({jax.default_backend()}), jax {jax.__version__}; '

@@ -78,6 +78,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     data_dir=args.data_dir,
     out=args.out,
     batch_size=args.batch_size,
+    metrics=args.metrics.split(',') if args.metrics else (),
+    allow_few=args.allow_few,
+    weights_dir=args.weights_dir,
   )
 
 
@@ -117,10 +120,18 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-  from jaxface.convert.command import convert
+  from jaxface.convert import command
 
-  make_config = lambda variant: load_config(f'{args.config}:{variant}', args.overrides)
-  convert(args.system, args.file, args.workdir, image_size=args.image_size, make_config=make_config)
+  experiment = args.config or command.default_experiment(args.system)
+  command.convert(
+    args.system,
+    args.files[0],
+    args.workdir,
+    make_config=lambda variant: load_config(f'{experiment}:{variant}', args.overrides),
+    image_size=args.image_size,
+    key=args.key,
+    more=args.files[1:],
+  )
 
 
 def _add_workdir(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -141,9 +152,10 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=run, takes_overrides=False)
     return sub
 
-  from jaxface import prepare
+  from jaxface import parse, prepare, score
 
-  prepare.register(commands)
+  for module in (prepare, parse, score):
+    module.register(commands)
 
   sub = command('train', _train, 'train a system, or go on with a run')
   sub.set_defaults(takes_overrides=True)
@@ -170,6 +182,10 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--data-dir', type=Path)
   sub.add_argument('--batch-size', type=int, help="default: the run's own")
   sub.add_argument('--out', type=Path, help='folder for results.json and comparison.png; default WORKDIR/evaluation')
+
+  sub.add_argument('--metrics', help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid')
+  sub.add_argument('--allow-few', action='store_true', help='FID of few pictures, knowing that it means little')
+  sub.add_argument('--weights-dir', type=Path, help='where `jaxface convert` has put the networks of --metrics')
 
   sub = command('reconstruct', _reconstruct, 'reconstruct pictures or folders of them')
   _add_workdir(sub)
@@ -213,15 +229,18 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--data-dir', type=Path)
   sub.add_argument('--out', type=Path, help='JSON file')
 
-  sub = command('convert', _convert, 'turn a public checkpoint into a workdir that every command can use')
-  sub.add_argument('system', help="'vae'")
-  sub.add_argument('file', type=Path, help='Keras .h5 weights or model')
+  sub = command('convert', _convert, 'turn public weights into what the other commands use')
+  sub.add_argument(
+    'system', help='vae, bisenet, resnet18; for metrics: lpips-alex, lpips-vgg, lpips-squeeze, inception'
+  )
+  sub.add_argument('files', type=Path, nargs='+', metavar='FILE', help='.h5, .pth, .ckpt, .safetensors or .npz')
   sub.set_defaults(takes_overrides=True)
   sub.add_argument(
-    '--config', default='experiments/vae.py', help='FILE without variant: dataset, loss and optimizer to go on with'
+    '--config', help="FILE without variant: dataset, loss and optimizer to go on with; default the system's"
   )
   sub.add_argument('--image-size', type=int, help='picture size of the network; weights do not say it')
-  sub.add_argument('--workdir', type=Path, required=True, help='folder to make')
+  sub.add_argument('--key', help='entry of a PyTorch file to take, where it has several')
+  sub.add_argument('--workdir', type=Path, help='folder to make; networks of metrics need none')
   return parser
 
 

@@ -1,5 +1,6 @@
-"""Optimizers by name, as optax transformations; Keras's own Adam among them."""
+"""Optimizers by name, as optax transformations; Keras's own Adam and PyTorch's SGD among them."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -59,15 +60,19 @@ OPTIMIZERS = {
   'keras_adam': scale_by_keras_adam,
   'adam': optax.scale_by_adam,
   'sgd': lambda momentum=0.0: optax.trace(momentum),
+  'momentum': lambda momentum=0.9: optax.trace(momentum),
 }
 
-DECAYS = ('constant', 'cosine', 'linear')
+DECAYS = ('constant', 'cosine', 'linear', 'poly')
 
 
 def learning_rate_schedule(
-  peak: float, *, total_steps: int, warmup_steps: int = 0, decay: str = 'constant'
+  peak: float, *, total_steps: int, warmup_steps: int = 0, warmup_from: float = 0.0, decay: str = 'constant'
 ) -> optax.Schedule:
-  """Linear warm-up over `warmup_steps`, then `decay` ('constant', 'cosine' or 'linear', to 0) until `total_steps`."""
+  """Warm-up over `warmup_steps`, then `decay` ('constant', or 'cosine', 'linear' or 'poly' to 0) until `total_steps`.
+
+  The warm-up is linear from 0, or with `warmup_from` > 0 geometric from there. 'poly' is linear decay to the power 0.9.
+  """
   if decay not in DECAYS:
     raise UserError(f'unknown optimizer.decay {decay!r}; choose from {", ".join(DECAYS)}')
   after = max(total_steps - warmup_steps, 1)
@@ -75,31 +80,61 @@ def learning_rate_schedule(
     'constant': lambda: optax.constant_schedule(peak),
     'cosine': lambda: optax.cosine_decay_schedule(peak, after),
     'linear': lambda: optax.linear_schedule(peak, 0.0, after),
+    # optax's own subtracts a float32 quotient from 1, which leaves three digits of the last steps.
+    'poly': lambda: lambda count: peak * (jnp.maximum(after - count, 0) / after) ** 0.9,
   }[decay]()
   if not warmup_steps:
     return main
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), main], [warmup_steps])
+  if warmup_from:
+    warmup = optax.exponential_decay(warmup_from, warmup_steps, peak / warmup_from)
+  else:
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+  return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def scale_rates(factors: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies the updates of the parts of the network that `factors` names, by the first key of their path."""
+
+  def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    del params
+    unknown = factors.keys() - updates.keys()
+    if unknown:
+      raise UserError(f'optimizer.rates names {min(unknown)!r}; the network has {", ".join(updates)}')
+    scale = lambda part: jax.tree.map(lambda leaf: leaf * factors[part], updates[part])
+    return {**updates, **{part: scale(part) for part in factors}}
+
+  return optax.stateless(update)
 
 
 def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
   """Builds the optimizer that `config` (the `optimizer` part of an experiment) describes.
 
   Keys: `name` (one of OPTIMIZERS), `options` (its keyword arguments), `learning_rate`, `warmup_steps`, `decay`,
-  `clip_each` and `clip_global` (gradient norms; 0 clips nothing), `weight_decay` (decoupled, on kernels).
+  `clip_each` and `clip_global` (gradient norms; 0 clips nothing), `weight_decay` (decoupled, on kernels). Optional:
+  `warmup_from`, `l2` (weight decay as PyTorch's SGD has it: added to the gradient, before momentum; on kernels) and
+  `rates`, factors of the learning rate for parts of the network.
   """
   if config.name not in OPTIMIZERS:
     raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
   schedule = learning_rate_schedule(
-    config.learning_rate, total_steps=total_steps, warmup_steps=config.warmup_steps, decay=config.decay
+    config.learning_rate,
+    total_steps=total_steps,
+    warmup_steps=config.warmup_steps,
+    warmup_from=config.get('warmup_from', 0.0),
+    decay=config.decay,
   )
+  kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
   parts = []
   if config.clip_each:
     parts.append(clip_each_by_norm(config.clip_each))
   if config.clip_global:
     parts.append(optax.clip_by_global_norm(config.clip_global))
+  if config.get('l2'):
+    parts.append(optax.add_decayed_weights(config.l2, mask=kernels))
   parts.append(OPTIMIZERS[config.name](**config.options))
   if config.weight_decay:
-    kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))
+  if config.get('rates'):
+    parts.append(scale_rates(config.rates.to_dict()))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)

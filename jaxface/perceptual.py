@@ -68,6 +68,10 @@ class Perceptual:
 
   def _step(self, task, state, variables, batch):
     pairs = task.pairs(state, batch)
+    if not pairs:
+      raise UserError(
+        f'this system makes no pictures that {", ".join(self._networks)} could compare; leave out --metrics'
+      )
     distances = {
       f'{protocol}/{metric}': network.module.apply(variables[metric], *pair)
       for protocol, pair in pairs.items()

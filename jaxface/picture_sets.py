@@ -79,7 +79,10 @@ def _prepared(name: str, feature: str, data_dir: str | os.PathLike | None) -> Pi
     raise UserError(f'{name}: no such folder')
   name, _, split = name.partition(':')
   split = split or 'test'
-  builder = tfds.builder_from_directory(find_prepared(data_dir, name))
+  try:
+    builder = tfds.builder_from_directory(find_prepared(data_dir, name))
+  except UserError as error:
+    raise UserError(f'{name}: no such folder, and as a dataset: {error}') from error
   if split not in builder.info.splits or feature not in builder.info.features:
     there = f'splits {", ".join(builder.info.splits)}, features {", ".join(builder.info.features)}'
     raise UserError(f'dataset {name} has no {feature} in split {split!r}; it has {there}')

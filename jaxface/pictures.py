@@ -93,10 +93,11 @@ def encode_png(image: np.ndarray) -> bytes:
   return buffer.getvalue()
 
 
-def write_picture(path: str | os.PathLike, image: np.ndarray) -> None:
+def write_picture(path: str | os.PathLike, image: np.ndarray, *, palette: np.ndarray | None = None) -> None:
   """Write uint8 [H, W, 3] RGB, or [H, W], as PNG or JPEG (quality 95) by suffix; makes the folder it lies in.
 
-  The file appears complete or not at all. UserError for another suffix or a place that cannot be written.
+  With `palette`, uint8 [N, 3], a PNG of [H, W] keeps its values and is shown in these colours. The file appears
+  complete or not at all. UserError for another suffix or a place that cannot be written.
   """
   path = Path(path)
   formats = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
@@ -108,7 +109,10 @@ def write_picture(path: str | os.PathLike, image: np.ndarray) -> None:
   unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(unfinished, formats[path.suffix.lower()], quality=95)
+    picture = Image.fromarray(image)
+    if palette is not None:
+      picture.putpalette(palette.tobytes())
+    picture.save(unfinished, formats[path.suffix.lower()], quality=95)
     os.replace(unfinished, path)
   except OSError as error:
     raise UserError(f'cannot write {path}: {error.strerror or error}') from error

@@ -1,7 +1,7 @@
 """`jaxface prepare`: raw pictures become a prepared dataset, ArrayRecord files in TFDS's layout.
 
 A dataset is written beside its place and moved there when it is complete: whatever interrupts a run, nothing half-made
-is ever found, and the next run starts cleanly.
+is ever found, and the next run starts cleanly. Only the label maps that a parser has made are kept for it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import logging
 from tqdm import tqdm
@@ -25,13 +26,20 @@ from tqdm import tqdm
 from jaxface import labels, pictures
 from jaxface.errors import UserError
 
-# TFDS is imported where it is needed: it takes a second, which `jaxface --help` need not wait for.
+if TYPE_CHECKING:
+  from jaxface.parsing import Parser
 
-DATASETS = ('synthetic_faces', 'celeba_masks', 'face_folder')
+# TFDS and JAX are imported where they are needed: they take seconds, which `jaxface --help` need not wait for.
+
+DATASETS = ('synthetic_faces', 'celeba_masks', 'celebamask_hq', 'face_folder')
+
+# Those without label maps of their own.
+PARSED_DATASETS = ('celeba_masks', 'face_folder')
 
 # Within the dataset's own folder, so that moving it into place is one rename.
 _UNFINISHED = 'incomplete.prepare'
 _REPLACED = 'replaced'
+_PARSED = 'parsed.prepare'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Summary:
     picture_sizes: 'WxH' -> number of pictures, the most common ones.
     skipped: reason -> names of pictures left out.
     has_labels: whether every picture has a label map.
+    parser: which parser made the label maps, None where none did.
     label_order_doubtful: whether most label maps look as if their classes stood in another order than was said.
     already: whether it had been there before, and nothing was done.
   """
@@ -57,6 +66,7 @@ class Summary:
   picture_sizes: dict[str, int]
   skipped: dict[str, list[str]]
   has_labels: bool
+  parser: str | None
   label_order_doubtful: bool
   already: bool
 
@@ -69,6 +79,8 @@ class Summary:
       f'  pictures    {splits}, {"with" if self.has_labels else "without"} label maps',
       f'  size        {self.num_bytes / 1e6:,.1f} MB' + (f'; width x height {sizes}{more}' if sizes else ''),
     ]
+    if self.parser:
+      lines.append(f'  parsed by   {self.parser}')
     for reason, names in self.skipped.items():
       examples = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
       lines.append(f'  skipped     {len(names):,} {reason}: {examples}')
@@ -88,6 +100,7 @@ def prepare(
   data_dir: str | os.PathLike | None = None,
   overwrite: bool = False,
   workers: int | None = None,
+  parser: str | os.PathLike | None = None,
   **options,
 ) -> Summary:
   """Prepare a dataset, unless it is there already with the same options.
@@ -97,6 +110,8 @@ def prepare(
     data_dir: folder of all prepared datasets; default `default_data_dir()`.
     overwrite: replace what is there, once the new one is complete.
     workers: threads that read pictures; default one a CPU core.
+    parser: workdir of a face parser that makes the label maps, for `PARSED_DATASETS`. After an interruption the same
+      call goes on with the label maps that are made.
     **options: of the dataset's `make_config`.
 
   UserError where an option or the source is wrong, the disk too small, or the dataset there with other options.
@@ -107,23 +122,30 @@ def prepare(
     raise UserError(f'workers={workers}: must be at least 1; leave it out for one a CPU core')
   builder_module = importlib.import_module(f'jaxface_data.{dataset}.{dataset}_dataset_builder')
   config = builder_module.make_config(**options)
+  parsing = {}
+  if parser is not None:
+    parser = _load_parser(parser, dataset, options)
+    config = dataclasses.replace(config, parser=parser.identity)
+    parsing = {'parser': parser, 'parser_batch': parser.batch_size}
   folder = _local(data_dir) / dataset / config.name
   with _only_writer(folder):
     unfinished = folder / _UNFINISHED
     _clear_leftovers(folder, unfinished)
     try:
       with _quiet_tfds():
-        builder = builder_module.Builder(data_dir=unfinished, config=config)
+        builder = builder_module.Builder(data_dir=unfinished, config=config, **parsing)
       final = folder / str(builder.version)
       made_from = _made_from(builder)
       if _is_prepared(final) and not overwrite:
         _check_same(final, made_from)
         return _summary(final, already=True)
       _check_space(builder, folder)
-      _build(builder, workers)
+      with _keep_parsed(builder, folder / _PARSED, parser):
+        _build(builder, workers)
       made = Path(builder.data_dir)
-      _write_metadata(made, _read_metadata(made) | made_from)
+      _write_metadata(made, _read_metadata(made) | made_from | ({'parser': parser.origin} if parser else {}))
       _publish(made, final, unfinished / _REPLACED)
+      (folder / _PARSED).unlink(missing_ok=True)
     finally:
       _clear_leftovers(folder, unfinished)
   return _summary(final, already=False)
@@ -169,22 +191,34 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
   parser.add_argument('--makeup-pairs', action='store_true', help='each face with and without make-up')
 
-  aligned = 'CelebA, aligned, with label maps computed beforehand'
-  parser = add('celeba_masks', aligned, 'source', 'labels', 'label_order', 'count')
+  parser_help = 'workdir of a face parser (`jaxface train` or `jaxface convert bisenet`), which makes the label maps'
+
+  aligned = 'CelebA, aligned, with label maps computed beforehand or made by a parser'
+  parser = add('celeba_masks', aligned, 'source', 'labels', 'label_order', 'parser', 'count')
   parser.add_argument('--source', required=True, metavar='DIR_OR_ZIP', help='folder with img_align_celeba (or the zip '
                       'file) and list_eval_partition.txt, or a celeb_a dataset of TFDS')  # fmt: skip
   parser.add_argument('--labels', metavar='DIR', help='label maps 000001.png ...; without, only pictures are prepared')
   parser.add_argument('--label-order', choices=labels.ORDERS, default='bisenet', help='order of the classes in the '
                       'label maps, default %(default)s')  # fmt: skip
+  parser.add_argument('--parser', metavar='WORKDIR', help=parser_help)
+  parser.add_argument('--count', type=int, metavar='N', help='at most N pictures of each split')
+
+  drawn = 'CelebAMask-HQ: the part masks drawn by hand, merged into label maps'
+  parser = add('celebamask_hq', drawn, 'source', 'size', 'validation', 'count')
+  parser.add_argument('--source', required=True, metavar='DIR', help='the unpacked folder CelebAMask-HQ')
+  parser.add_argument('--size', type=int, default=512, help='height and width to store, default %(default)s')
+  parser.add_argument('--validation', type=int, default=0, metavar='N', help='the last N of the 28,000 training '
+                      'pictures become a validation split, default %(default)s')  # fmt: skip
   parser.add_argument('--count', type=int, metavar='N', help='at most N pictures of each split')
 
   any_folder = 'any folder of pictures, with or without label maps'
-  parser = add('face_folder', any_folder, 'source', 'labels', 'label_order', 'name', 'limit', 'max_side')
+  parser = add('face_folder', any_folder, 'source', 'labels', 'label_order', 'parser', 'name', 'limit', 'max_side')
   parser.add_argument('--source', required=True, metavar='DIR', help='pictures, searched with all sub-folders; those '
                       'named train, validation and test become the splits, else 8 of 10 are for training')  # fmt: skip
   parser.add_argument('--labels', metavar='DIR', help='label maps: a/b.png for the picture a/b.jpg')
   parser.add_argument('--label-order', choices=labels.ORDERS, default='celebamask_hq', help='order of the classes in '
                       'the label maps, default %(default)s')  # fmt: skip
+  parser.add_argument('--parser', metavar='WORKDIR', help=parser_help)
   parser.add_argument('--name', help='the dataset will be face_folder/NAME; default the name of the folder')
   parser.add_argument('--limit', type=int, metavar='N', help='at most N pictures of each split')
   parser.add_argument('--max-side', type=int, metavar='PIXELS', help='shrink pictures with a longer side')
@@ -194,6 +228,28 @@ def _run(dataset: str, options: tuple[str, ...], args: argparse.Namespace) -> in
   options = {option: getattr(args, option) for option in options}
   print(prepare(dataset, data_dir=args.data_dir, overwrite=args.overwrite, workers=args.workers, **options))
   return 0
+
+
+def _load_parser(workdir: str | os.PathLike, dataset: str, options: dict) -> 'Parser':
+  if dataset not in PARSED_DATASETS:
+    raise UserError(f'{dataset} has label maps of its own; --parser is for {", ".join(PARSED_DATASETS)}')
+  if options.get('labels') is not None:
+    raise UserError(f'--labels {options["labels"]} and --parser {workdir}: label maps come from one of them; choose')
+  from jaxface.parsing import load_parser
+
+  return load_parser(Path(workdir))
+
+
+@contextlib.contextmanager
+def _keep_parsed(builder, path: Path, parser: 'Parser | None') -> Iterator[None]:
+  """Lets the builder go on with the label maps in file `path`, and keep there what it makes."""
+  if parser is None:
+    yield
+    return
+  from jaxface_data.label_cache import LabelCache
+
+  with contextlib.closing(LabelCache(path, made_by=parser.identity)) as builder.parsed:
+    yield
 
 
 def _local(data_dir: str | os.PathLike | None) -> Path:
@@ -327,6 +383,7 @@ def _summary(final: Path, already: bool) -> Summary:
     picture_sizes=metadata.get('picture_sizes', {}),
     skipped=metadata.get('skipped', {}),
     has_labels='label' in info.features,
+    parser=metadata.get('options', {}).get('parser'),
     label_order_doubtful=metadata.get('label_order_doubtful', False),
     already=already,
   )
@@ -356,10 +413,11 @@ def _prepared_in(root: Path) -> dict[str, Path]:
 
 def _command(name: str, data_dir: str | os.PathLike | None) -> str:
   dataset, _, config = name.partition('/')
-  size = re.fullmatch(r'faces_(\d+).*', config)
+  size = re.fullmatch(r'(?:faces|aligned)_(\d+).*', config)
   arguments = {
     'synthetic_faces': f' --size {size[1]}' if size else '',
     'celeba_masks': ' --source DIR_OR_ZIP --labels DIR',
+    'celebamask_hq': f' --source DIR --size {size[1]}' if size else ' --source DIR',
     'face_folder': f' --source DIR --name {config or "NAME"}',
   }
   if dataset not in arguments:

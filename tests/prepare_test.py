@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxface import pictures
+from jaxface import parsing, pictures
 from jaxface import prepare as prepare_lib
 from jaxface.errors import UserError
 
@@ -212,11 +213,11 @@ def test_command_line(source, data_dir, capsys, monkeypatch):
   options = json.loads((data_dir / 'face_folder/mine/1.0.0/metadata.json').read_text())['options']
   assert options == {
     'source': str(source), 'labels': str(source.parent / 'maps'), 'label_order': 'bisenet', 'limit': 5,
-    'max_side': None,
+    'max_side': None, 'parser': None,
   }  # fmt: skip
 
 
-def test_command_line_celeba(tmp_path, capsys):
+def test_command_line_celeba(tmp_path, capsys, parse_by):
   folder = tmp_path / 'celeba' / 'img_align_celeba'
   for i in range(1, 4):
     pictures.write_picture(folder / f'{i:06d}.jpg', np.full((218, 178, 3), i, np.uint8))
@@ -224,6 +225,10 @@ def test_command_line_celeba(tmp_path, capsys):
   (tmp_path / 'celeba' / 'list_eval_partition.txt').write_text('\n'.join(lines))
   assert run('celeba_masks', '--source', tmp_path / 'celeba', '--data-dir', tmp_path / 'out') == 0
   assert 'train 1, validation 1, test 1, without label maps' in capsys.readouterr().out
+  parse_by(FakeParser())
+  words = ['--source', tmp_path / 'celeba', '--data-dir', tmp_path / 'out', '--parser', 'workdir', '--overwrite']
+  assert run('celeba_masks', *words) == 0
+  assert 'train 1, validation 1, test 1, with label maps' in capsys.readouterr().out
 
 
 def test_disk_space(source, data_dir, monkeypatch):
@@ -257,7 +262,7 @@ def test_find_prepared_lists_what_is_there_and_the_command(source, data_dir):
   prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
   with pytest.raises(UserError, match=r'there is: face_folder/faces\); .*face_folder --source DIR --name mine'):
     prepare_lib.find_prepared(data_dir, 'face_folder/mine')
-  with pytest.raises(UserError, match=r'jaxface prepare \{synthetic_faces,celeba_masks,face_folder\}'):
+  with pytest.raises(UserError, match=r'jaxface prepare \{synthetic_faces,celeba_masks,celebamask_hq,face_folder\}'):
     prepare_lib.find_prepared(data_dir, 'celebs')
 
 
@@ -287,3 +292,110 @@ def test_wrong_arguments(source, tmp_path):
   ]:
     with pytest.raises(UserError, match=why):
       prepare_lib.prepare(dataset, data_dir=data_dir, source=source)
+
+
+class FakeParser:
+  """Takes a picture's red for its classes; stopped by the user after `patience` batches."""
+
+  batch_size = 2
+
+  def __init__(self, name='one', patience=None):
+    self.identity, self.origin = f'parser {name}', {'name': name}
+    self.patience, self.parsed = patience, 0
+    self._lock = threading.Lock()
+
+  def __call__(self, images):
+    with self._lock:
+      if self.patience is not None and self.parsed >= self.batch_size * self.patience:
+        raise KeyboardInterrupt
+      self.parsed += len(images)
+    return [image[..., 0] % 19 for image in images]
+
+
+@pytest.fixture
+def parse_by(monkeypatch):
+  """Makes `--parser` load the parser given."""
+
+  def replace(parser):
+    monkeypatch.setattr(parsing, 'load_parser', lambda workdir: parser)
+    return parser
+
+  return replace
+
+
+def label_maps(data_dir):
+  builder = tfds.builder_from_directory(prepare_lib.find_prepared(data_dir, 'face_folder/faces'))
+  return {str(r['id'], 'utf8'): r['label'] for split in builder.info.splits for r in builder.as_data_source(split)}
+
+
+def test_a_parser_makes_the_label_maps_and_is_recorded(source, data_dir, parse_by, capsys):
+  parser = parse_by(FakeParser())
+  arguments = ('face_folder', '--source', source, '--data-dir', data_dir, '--parser', 'workdir')
+  assert run(*arguments) == 0
+  out = capsys.readouterr().out
+  assert 'with label maps' in out
+  assert 'parsed by   parser one' in out
+  found = label_maps(data_dir)
+  assert parser.parsed == len(found) == 10
+  for name, label in found.items():
+    np.testing.assert_array_equal(label[..., 0], pictures.read_picture(source / name)[..., 0] % 19)
+  metadata = json.loads((data_dir / 'face_folder/faces/1.0.0/metadata.json').read_text())
+  assert metadata['parser'] == {'name': 'one'}
+  assert len(files(data_dir / 'face_folder' / 'faces')) == 1 + len(files(data_dir / 'face_folder/faces/1.0.0'))
+  # The same again, by the same parser, does nothing; another parser makes another dataset.
+  assert run(*arguments) == 0
+  assert parser.parsed == 10
+  parse_by(FakeParser('two'))
+  with pytest.raises(UserError, match="parser was 'parser one', now 'parser two'"):
+    run(*arguments)
+  with pytest.raises(UserError, match="parser was 'parser one', now None"):
+    run(*arguments[:-2])
+
+
+def test_an_interrupted_parser_goes_on_where_it_was(source, data_dir, tmp_path, parse_by):
+  (source / '4.png').write_bytes(b'')
+  options = dict(data_dir=data_dir, source=source, parser='workdir', workers=1)
+  stopped = parse_by(FakeParser(patience=2))
+  with pytest.raises(KeyboardInterrupt):
+    prepare_lib.prepare('face_folder', **options)
+  assert stopped.parsed == 4
+  assert files(data_dir) == ['face_folder', 'face_folder/faces', 'face_folder/faces/parsed.prepare']
+  second = parse_by(FakeParser())
+  prepare_lib.prepare('face_folder', **options)
+  assert second.parsed == 9 - 4
+  assert [path.name for path in (data_dir / 'face_folder/faces').iterdir()] == ['1.0.0']
+
+  parse_by(FakeParser())
+  straight = prepare_lib.prepare('face_folder', **options | {'data_dir': tmp_path / 'straight'})
+  whole, pieced = label_maps(tmp_path / 'straight'), label_maps(data_dir)
+  assert list(whole) == list(pieced)
+  assert straight.splits == {'train': 7, 'validation': 1, 'test': 1}
+  for name, label in whole.items():
+    np.testing.assert_array_equal(label, pieced[name])
+
+
+@pytest.mark.parametrize('change', ['parser', 'picture', 'max_side'])
+def test_what_was_parsed_otherwise_is_parsed_again(source, data_dir, parse_by, change):
+  options = dict(data_dir=data_dir, source=source, parser='workdir', workers=1)
+  parse_by(FakeParser(patience=3))
+  with pytest.raises(KeyboardInterrupt):
+    prepare_lib.prepare('face_folder', **options)
+  if change == 'picture':
+    for path in source.iterdir():
+      pictures.write_picture(path, 255 - pictures.read_picture(path))
+  second = parse_by(FakeParser('two' if change == 'parser' else 'one'))
+  prepare_lib.prepare('face_folder', **options, max_side=8 if change == 'max_side' else None)
+  assert second.parsed == 10
+
+
+def test_a_parser_in_vain(source, data_dir, parse_by):
+  parse_by(FakeParser())
+  with pytest.raises(UserError, match=r'--labels .*maps and --parser p: label maps come from one of them'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, labels=source.parent / 'maps', parser='p')
+  with pytest.raises(UserError, match='synthetic_faces has label maps of its own; --parser is for celeba_masks, face'):
+    prepare_lib.prepare('synthetic_faces', data_dir=data_dir, parser='p', count=10)
+  for path in source.iterdir():
+    path.write_bytes(b'')
+  with pytest.raises(UserError, match='not one usable picture'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, parser='p')
+  assert not data_dir.exists() or files(data_dir) == []

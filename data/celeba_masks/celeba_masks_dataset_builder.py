@@ -1,4 +1,4 @@
-"""CelebA's aligned pictures with precomputed face-parsing label maps, as the dataset `celeba_masks/aligned`.
+"""CelebA's aligned pictures with face-parsing label maps computed beforehand, as the dataset `celeba_masks/aligned`.
 
 Reads what users have: the unpacked folder, the zip file, or a `celeb_a` dataset prepared by TFDS.
 """
@@ -26,12 +26,13 @@ OFFICIAL_RANGES = {'train': (1, 162_770), 'validation': (162_771, 182_637), 'tes
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CelebaMasksConfig(tfds.core.BuilderConfig):
-  """Where the pictures are and how to read them; see `make_config`."""
+  """Where the pictures are and how to read them; see `make_config`. `parser` tells which one makes the label maps."""
 
   source: str
   labels: str | None
   label_order: str
   count: int | None
+  parser: str | None = None
 
 
 def make_config(
@@ -102,10 +103,9 @@ def _with_labels(
 ) -> dict[str, list[base.Item]]:
   label_maps = {path.stem: path for path in base.find_label_maps(folder)}
   splits = {
-    split: [dataclasses.replace(item, label=label_maps.get(Path(item.id).stem)) for item in items]
-    for split, items in splits.items()
+    split: [_with_label(item, label_maps.get(Path(item.id).stem)) for item in items] for split, items in splits.items()
   }
-  missing = [item.id for items in splits.values() for item in items if item.label is None]
+  missing = [item.id for items in splits.values() for item in items if not item.label]
   if len(missing) == sum(map(len, splits.values())):
     raise UserError(
       f'labels={str(folder)!r}: no label map has the number of a picture: the picture {missing[0]} would need '
@@ -114,6 +114,10 @@ def _with_labels(
   if missing:
     skipped['no label map'] = missing
   return {split: [item for item in items if item.label] for split, items in splits.items()}
+
+
+def _with_label(item: base.Item, path: Path | None) -> base.Item:
+  return dataclasses.replace(item, label=(path,)) if path else item
 
 
 def _folder_source(source: Path) -> tuple[dict[str, str], dict[str, base.Item]]:

@@ -18,13 +18,14 @@ _SPLIT_FOLDERS = {'train': 'train', 'validation': 'validation', 'val': 'validati
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FaceFolderConfig(tfds.core.BuilderConfig):
-  """Where the pictures are and how to read them; see `make_config`."""
+  """Where the pictures are and how to read them; see `make_config`. `parser` tells which one makes the label maps."""
 
   source: str
   labels: str | None
   label_order: str
   limit: int | None
   max_side: int | None
+  parser: str | None = None
 
 
 def make_config(
@@ -101,7 +102,7 @@ class Builder(base.FacesBuilder):
       else:
         path = source / name
         read = functools.partial(pictures.read_bytes, path)
-        splits[split].append(base.Item(name.as_posix(), read, path.stat().st_size, label))
+        splits[split].append(base.Item(name.as_posix(), read, path.stat().st_size, (label,) if label else ()))
     return base.Listing({split: items for split, items in splits.items() if items}, skipped)
 
 

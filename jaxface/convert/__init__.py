@@ -1,7 +1,7 @@
 """Public checkpoints to Flax modules and variables, and back.
 
 A checkpoint is `{name: numpy array}` in the public code's own names and layouts; reading it from a file is the business
-of a reader such as `keras_h5.read`.
+of a reader, `keras_h5.read` or `torch_file.read`.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from jaxface.convert import vae
+from jaxface.convert import bisenet, inception, lpips, resnet18, vae
 from jaxface.errors import UserError
 
-SYSTEMS = {'vae': vae}
+SYSTEMS = {'vae': vae, 'bisenet': bisenet, 'resnet18': resnet18, 'lpips': lpips, 'inception': inception}
 
 
 def _system(name: str):

@@ -1,54 +1,200 @@
-"""`jaxface convert`: a public checkpoint file becomes a workdir that evaluate, reconstruct, sample and train accept."""
+"""`jaxface convert`: a public checkpoint file becomes what the other commands read.
 
+Systems that are trained here become a workdir (`WORKDIRS`), which evaluate, train and the rest accept; networks that
+only serve others, such as metrics, are written to where those look for them (`WEIGHTS`).
+"""
+
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from jaxface import labels, weights
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints
-from jaxface.convert import from_reference, keras_h5
+from jaxface.convert import from_reference, keras_h5, resnet18, to_reference, torch_file, vae
 from jaxface.errors import UserError
+from jaxface.models.bisenet import PUBLISHED, BiSeNet
+from jaxface.models.resnet import ResNet18
 from jaxface.models.vae import FaceMaskVAE
 from jaxface.runs import engine_for
-from jaxface.state import count
+from jaxface.state import TrainState, count
 
-READERS = {'vae': keras_h5.read}
+Report = dict[str, Any]
+Tensors = Mapping[str, np.ndarray]
 
 
-def _vae_config(config: ConfigDict, module: FaceMaskVAE) -> ConfigDict:
-  with config.unlocked():
-    for name in ('image_size', 'latent_dim', 'encoder_widths', 'decoder_widths', 'mask_widths', 'sampling'):
-      config.model[name] = getattr(module, name)
-  config.model.masks = bool(module.mask_widths)
-  return config
+class Workdir(NamedTuple):
+  """How a system's checkpoint becomes a workdir.
+
+  Attributes:
+    experiment: configuration file whose dataset, loss and optimizer a workdir gets unless another is given.
+    read: (file, entry or None) -> tensors under their public names.
+    convert: (tensors, picture size or None) -> module and variables.
+    canonical: the tensors that are taken over, under the names that `to_reference` gives them.
+    variant: the variant of the experiment that the module is.
+    configure: writes into `config.model` what the module is.
+    about: what the report says of the module.
+    try_next: a command to go on with, the workdir being {}.
+    goldens: stored outputs of the public code that tests hold the network to.
+    where: path of the network inside the task's; what lies outside keeps its initial values.
+  """
+
+  experiment: str
+  read: Callable[[Path, str | None], Tensors]
+  convert: Callable[[Tensors, int | None], tuple[Any, dict[str, Any]]]
+  canonical: Callable[[Tensors], Tensors]
+  variant: Callable[[Any], str]
+  configure: Callable[[ConfigDict, Any], None]
+  about: Callable[[Any], Report]
+  try_next: str
+  goldens: str
+  where: tuple[str, ...] = ()
+
+
+def _read_keras(file: Path, key: str | None) -> Tensors:
+  if key is not None:
+    raise UserError(f'--key {key} is for PyTorch files; {file} is read as Keras weights')
+  return keras_h5.read(file)
+
+
+def _configure_vae(model: ConfigDict, module: FaceMaskVAE) -> None:
+  for name in ('image_size', 'latent_dim', 'encoder_widths', 'decoder_widths', 'mask_widths', 'sampling'):
+    model[name] = getattr(module, name)
+  model.masks = bool(module.mask_widths)
+
+
+def _configure_parser(model: ConfigDict, module: BiSeNet) -> None:
+  if module.num_classes != labels.NUM_CLASSES:
+    raise UserError(f'this parser has {module.num_classes} classes; only {labels.NUM_CLASSES} can be used here')
+  for name in PUBLISHED._fields:
+    model[name] = getattr(module, name)
+  model.label_order = 'bisenet'
+
+
+def _configure_backbone(model: ConfigDict, module: ResNet18) -> None:
+  model.resnet_widths = module.widths
+
+
+WORKDIRS = {
+  'vae': Workdir(
+    experiment='experiments/vae.py',
+    read=_read_keras,
+    convert=lambda tensors, image_size: from_reference('vae', tensors, image_size=image_size),
+    canonical=vae.counted_from_zero,
+    variant=lambda module: 'mask_ssim_l2' if module.mask_widths else 'nomask_ssim_l2',
+    configure=_configure_vae,
+    about=lambda module: {'mask_decoder': bool(module.mask_widths)},
+    try_next='jaxface reconstruct --workdir {} --images PHOTOS --out grid.png',
+    goldens='vae',
+  ),
+  'bisenet': Workdir(
+    experiment='experiments/bisenet.py',
+    read=lambda file, key: torch_file.read(file, key=key),
+    convert=lambda tensors, image_size: from_reference('bisenet', tensors),
+    canonical=resnet18.canonical,
+    variant=lambda module: 'celebamask_hq',
+    configure=_configure_parser,
+    about=lambda module: {'classes': ', '.join(labels.BISENET_CLASSES)},
+    try_next='jaxface parse --parser {} --images PHOTOS --out parsed',
+    goldens='bisenet',
+  ),
+  # The parser's context path begins with ImageNet's weights: a workdir to start training from.
+  'resnet18': Workdir(
+    experiment='experiments/bisenet.py',
+    read=lambda file, key: torch_file.read(file, key=key),
+    convert=lambda tensors, image_size: from_reference('resnet18', tensors),
+    canonical=resnet18.canonical,
+    variant=lambda module: 'celebamask_hq',
+    configure=_configure_backbone,
+    about=lambda module: {'where': "the parser's context path; the rest is random"},
+    try_next='jaxface train --config experiments/bisenet.py:celebamask_hq --config.init_from={} --workdir runs/parser',
+    goldens='bisenet',
+    where=('context', 'resnet'),
+  ),
+}
+
+# {system: files -> report}: writes the weights to where the commands that use them look.
+WEIGHTS: dict[str, Callable[[Sequence[Path]], Report]] = {
+  name: functools.partial(weights.register, name) for name in weights.FILES
+}
+
+
+def default_experiment(system: str) -> str | None:
+  """The configuration file that `convert` of `system` starts from; None where it needs none or knows no such system."""
+  return WORKDIRS[system].experiment if system in WORKDIRS else None
 
 
 def convert(
-  system: str, file: Path, workdir: Path, *, image_size: int | None, make_config: Callable[[str], ConfigDict]
+  system: str,
+  file: Path,
+  workdir: Path | None,
+  *,
+  make_config: Callable[[str], ConfigDict],
+  image_size: int | None = None,
+  key: str | None = None,
+  more: Sequence[Path] = (),
 ) -> None:
-  """Reads `file`, writes a workdir with its weights as checkpoint 0 and a report, convert.json.
+  """Reads `file`; writes a workdir with its weights as checkpoint 0 and a report, convert.json, or plain weights.
 
-  `make_config(variant)` gives the rest of the configuration: dataset, loss and optimizer to go on with.
+  Args:
+    system: a key of `WORKDIRS` or `WEIGHTS`.
+    file: the public checkpoint.
+    workdir: folder to make; for systems in `WORKDIRS` only.
+    make_config: configuration of a variant: dataset, loss and optimizer to go on with.
+    image_size: of the network's pictures, where it is not the usual one.
+    key: entry of a PyTorch file to take, where it has several.
+    more: further files, for systems whose weights come in parts.
   """
-  if system not in READERS:
-    raise UserError(f'unknown system {system!r}; checkpoints can be converted for {", ".join(READERS)}')
-  tensors = READERS[system](file)
-  module, variables = from_reference(system, tensors, image_size=image_size)
-  config = _vae_config(make_config('mask_ssim_l2' if module.mask_widths else 'nomask_ssim_l2'), module)
+  if system in WEIGHTS:
+    print(json.dumps(WEIGHTS[system]([file, *more]), indent=2))
+    return
+  if system not in WORKDIRS:
+    known = ', '.join([*WORKDIRS, *WEIGHTS])
+    raise UserError(f'unknown system {system!r}; checkpoints can be converted for {known}')
+  if workdir is None:
+    raise UserError(f'a {system} checkpoint becomes a workdir; say which one to make: --workdir')
+  if more:
+    raise UserError(f'unexpected file {more[0]}; a {system} checkpoint is one file')
+  report = _make_workdir(system, Path(file), Path(workdir), make_config, image_size, key)
+  print(json.dumps(report, indent=2))
+  print(f'written: {workdir}; try: {WORKDIRS[system].try_next.format(workdir)}')
+
+
+def _make_workdir(
+  system: str,
+  file: Path,
+  workdir: Path,
+  make_config: Callable[[str], ConfigDict],
+  image_size: int | None,
+  key: str | None,
+) -> Report:
+  way = WORKDIRS[system]
+  tensors = way.read(file, key)
+  module, variables = way.convert(tensors, image_size)
+  config = make_config(way.variant(module))
+  with config.unlocked():
+    way.configure(config.model, module)
+    if image_size is not None:
+      config.model.image_size = image_size
   engine = engine_for(config)
   with workdirs.locked(workdir):
     if (workdir / workdirs.CHECKPOINT_FOLDER).exists():
       raise UserError(f'{workdir} already holds checkpoints; choose another --workdir')
     state = engine.init()
     state = state.replace(
-      params=jax.tree.map(jnp.asarray, variables['params']),
-      model_state=jax.tree.map(jnp.asarray, variables['batch_stats']),
+      params=_placed(state.params, way.where, variables['params']),
+      model_state=_placed(state.model_state, way.where, variables['batch_stats']),
     )
+    if state.ema is not None:
+      state = state.replace(ema=state.params)
     workdirs.open_run(workdir, config)
     with Checkpoints(workdir) as checkpoints:
       checkpoints.save(0, engine.to_saved(state), next_batch=0, fingerprint=None)
@@ -58,10 +204,33 @@ def convert(
       'sha256': hashlib.sha256(file.read_bytes()).hexdigest(),
       'tensors': len(tensors),
       'numbers': sum(int(tensor.size) for tensor in tensors.values()),
-      'parameters': count(state.params),
-      'image_size': module.image_size,
-      'mask_decoder': bool(module.mask_widths),
+      'parameters': count(variables['params']),
+      'image_size': config.model.image_size,
+      **way.about(module),
+      'parity': _parity(system, way.canonical(tensors), state, way.where),
     }
     workdirs.write_atomically(workdir / 'convert.json', json.dumps(report, indent=2) + '\n')
-  print(json.dumps(report, indent=2))
-  print(f'written: {workdir}; try: jaxface reconstruct --workdir {workdir} --images PHOTOS --out grid.png')
+  return report
+
+
+def _placed(tree: Any, where: tuple[str, ...], part: Any) -> Any:
+  """`tree` with what lies at `where` replaced by `part`, as device arrays."""
+  if not where:
+    return jax.tree.map(jnp.asarray, part)
+  return {**tree, where[0]: _placed(tree[where[0]], where[1:], part)}
+
+
+def _parity(system: str, tensors: Mapping[str, np.ndarray], state: TrainState, where: tuple[str, ...]) -> Report:
+  """Takes the saved state back to public names and compares with the file."""
+  variables: dict[str, Any] = {'params': state.params, 'batch_stats': state.model_state}
+  for name in where:
+    variables = {collection: tree[name] for collection, tree in variables.items()}
+  back = to_reference(system, jax.device_get(variables))
+  differences = [
+    float(np.abs(back[name] - tensor.astype(np.float32)).max(initial=0)) for name, tensor in tensors.items()
+  ]
+  return {
+    'tensors compared': len(differences),
+    'largest difference': max(differences, default=0.0),
+    'network': f'held to stored outputs of the public code: tests/goldens/{WORKDIRS[system].goldens}',
+  }

@@ -70,7 +70,7 @@ def _flax_paths(layout: _Layout) -> dict[str, tuple[str, ...]]:
   return paths
 
 
-def _counted_from_zero(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def counted_from_zero(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The state with each kind's smallest counter taken off its names."""
   parsed = {name: _COUNTED.fullmatch(name.partition('.')[0]) for name in state}
   first: dict[str, int] = {}
@@ -121,7 +121,7 @@ def from_reference(state: Mapping[str, np.ndarray], *, image_size: int | None = 
     image_size: the picture size, which the shapes tell only to within a factor of two; by default 144 or, where the
       depth does not fit that, the power of two that does.
   """
-  state = _counted_from_zero(state)
+  state = counted_from_zero(state)
   layout = _layout(state)
   paths = _flax_paths(layout)
   stages = len(layout.blocks)

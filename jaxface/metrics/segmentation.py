@@ -1,7 +1,10 @@
 """Agreement of masks and of label maps; higher is better throughout, 1 is perfect."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxface.errors import UserError
 
@@ -50,6 +53,50 @@ def iou_from_confusion(confusion: jax.Array) -> jax.Array:
   overlap = jnp.diagonal(confusion, axis1=-2, axis2=-1)
   union = confusion.sum(-1) + confusion.sum(-2) - overlap
   return jnp.where(union > 0, overlap / jnp.maximum(union, 1), jnp.nan)
+
+
+class Overlap(NamedTuple):
+  """How labels and predictions of each picture overlap, as shares of its pixels; float32.
+
+  Averaged over pictures of one size they are those of the whole set, from which `scores` reads a benchmark's figures.
+
+  Attributes:
+    intersection: [B, C], pixels that are of the class in both.
+    union: [B, C], pixels that are of the class in either.
+    counted: [B], pixels whose label and prediction are both classes.
+  """
+
+  intersection: jax.Array
+  union: jax.Array
+  counted: jax.Array
+
+
+def overlap(labels: jax.Array, predictions: jax.Array, num_classes: int) -> Overlap:
+  """Overlap of label maps, integers [B, H, W]: sums of a `confusion_matrix`, which says what is not counted."""
+  if labels.shape != predictions.shape or labels.ndim != 3:
+    raise UserError(f'label maps of shapes {labels.shape} and {predictions.shape}; both must be [B, H, W] and alike')
+  labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+  counted = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+  # Compared with every class and summed in one pass: scattering into bins is slow on accelerators.
+  classes = jnp.arange(num_classes, dtype=jnp.int32)[None, None, None]
+  true, predicted = ((maps[..., None] == classes) & counted[..., None] for maps in (labels, predictions))
+  share = lambda mask: mask.mean((1, 2), dtype=jnp.float32)
+  return Overlap(share(true & predicted), share(true | predicted), share(counted))
+
+
+def scores(intersection: np.ndarray, union: np.ndarray, counted: float) -> dict[str, np.ndarray | float]:
+  """A benchmark's figures, from means (or sums) of an `Overlap` over all pictures: [C], [C] and a number.
+
+  Returns 'iou' and 'f1', each [C] with NaN for a class in neither labels nor predictions, 'miou' and 'mean_f1', their
+  means over the other classes, and 'accuracy', the share of pixels that are right.
+  """
+  intersection, union = np.asarray(intersection, np.float64), np.asarray(union, np.float64)
+  present = union > 0
+  iou = np.where(present, intersection / np.where(present, union, 1), np.nan)
+  f1 = 2 * iou / (1 + iou)
+  mean = lambda values: float(values[present].mean()) if present.any() else float('nan')
+  accuracy = float(intersection.sum() / counted) if counted else float('nan')
+  return {'iou': iou, 'f1': f1, 'miou': mean(iou), 'mean_f1': mean(f1), 'accuracy': accuracy}
 
 
 def mean_iou(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:

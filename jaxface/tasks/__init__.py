@@ -3,10 +3,11 @@
 from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
+from jaxface.tasks.parsing import make_parsing
 from jaxface.tasks.task import Task
 from jaxface.tasks.vae import make_vae
 
-TASKS = {'vae': make_vae}
+TASKS = {'vae': make_vae, 'parsing': make_parsing}
 
 
 def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:

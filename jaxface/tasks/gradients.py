@@ -1,4 +1,4 @@
-"""The gradient of a loss over a batch, whole or in pieces."""
+"""The gradient of a loss over a batch, whole or in pieces, and the update by it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxface.collectives import mean_over_devices
-from jaxface.state import PyTree
+from jaxface.state import PyTree, TrainState, update_ema
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[PyTree, PyTree, Mapping[str, Any]], tuple[jax.Array, tuple[PyTree, Metrics]]]
@@ -49,3 +49,18 @@ def gradients(
     metrics = jax.tree.map(lambda leaf: leaf.mean(0), stacked)
   gradient = mean_over_devices(gradient, axis_name)
   return gradient, model_state, {**metrics, 'grad_norm': optax.tree.norm(gradient)}
+
+
+def updated(
+  state: TrainState, gradient: PyTree, optimizer: optax.GradientTransformation, model_state: PyTree, ema_decay: float
+) -> TrainState:
+  """The state after one update of a task with one optimizer: parameters, their average, and what the step changed."""
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return state.replace(
+    step=state.step + 1,
+    params=params,
+    model_state=model_state,
+    opt_state=opt_state,
+    ema=update_ema(state.ema, params, ema_decay),
+  )

@@ -20,8 +20,8 @@ from jaxface.metrics.vif import vif
 from jaxface.models.vae import FaceMaskVAE, Prediction, stage_widths
 from jaxface.optimizers import make_optimizer
 from jaxface.ssim import ms_ssim, ms_ssim_least_side, ssim
-from jaxface.state import PyTree, TrainState, new_step, update_ema
-from jaxface.tasks.gradients import gradients
+from jaxface.state import PyTree, TrainState, new_step
+from jaxface.tasks.gradients import gradients, updated
 from jaxface.tasks.task import Batch, Metrics, row_keys
 
 # Weights of the reconstruction terms, by the loss's name in the paper.
@@ -159,16 +159,7 @@ class VaeTask:
       accumulate_steps=self.accumulate_steps,
       axis_name=self.model.axis_name,
     )
-    updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    new_state = state.replace(
-      step=state.step + 1,
-      params=params,
-      model_state=batch_stats,
-      opt_state=opt_state,
-      ema=update_ema(state.ema, params, self.ema_decay),
-    )
-    return new_state, metrics
+    return updated(state, gradient, self.optimizer, batch_stats, self.ema_decay), metrics
 
   def draw_noise(self, key: jax.Array, batch: Batch) -> jax.Array:
     """Standard normal noise [B, D], a row's own whatever batch or device it is in."""

@@ -8,6 +8,7 @@ optimizer's state_dict(), a list of tensors, numbers and text; `module.pt` a who
 import io
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -144,6 +145,15 @@ def test_cut_off_anywhere_a_file_is_refused(tmp_path, file):
     with pytest.raises(UserError, match='damaged or incomplete|no weights of a known format') as caught:
       torch_file.read(path)
     assert '\n' not in str(caught.value)
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+  with zipfile.ZipFile(FILES / 'zip.pt') as whole, zipfile.ZipFile(tmp_path / 'short.pt', 'w') as short:
+    for name in whole.namelist():
+      data = whole.read(name)
+      short.writestr(name, data[:-4] if re.search(r'/data/\d+$', name) else data)
+  with pytest.raises(UserError, match='damaged or incomplete .*reaches beyond its 23 stored numbers'):
+    torch_file.read(tmp_path / 'short.pt')
 
 
 def test_a_damaged_number_does_not_claim_the_memory(tmp_path):

@@ -1,0 +1,59 @@
+"""Parsed label maps outlive the run that made them, and serve nobody else."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from jaxface_data.label_cache import LabelCache
+
+MADE_BY = 'parser a'
+
+
+def test_what_was_put_is_there_after_opening_again(tmp_path):
+  cache = LabelCache(tmp_path / 'a b#c.prepare', MADE_BY)
+  cache.put([('1.png', b'one'), ('2.png', b'two')])
+  assert cache.get('1.png') == b'one'
+  assert cache.get('3.png') is None
+  cache.close()
+  assert [path.name for path in tmp_path.iterdir()] == ['a b#c.prepare']
+  again = LabelCache(tmp_path / 'a b#c.prepare', MADE_BY)
+  assert (len(again), again.get('2.png')) == (2, b'two')
+  again.put([('2.png', b'second')])
+  assert (len(again), again.get('2.png')) == (2, b'second')
+
+
+def test_another_parser_begins_anew(tmp_path):
+  cache = LabelCache(tmp_path / 'cache', MADE_BY)
+  cache.put([('1.png', b'one')])
+  cache.close()
+  assert LabelCache(tmp_path / 'cache', 'parser b').get('1.png') is None
+
+
+def test_a_file_that_is_no_cache_is_replaced(tmp_path):
+  (tmp_path / 'cache').write_bytes(b'not a database, and longer than the header of one' * 10)
+  cache = LabelCache(tmp_path / 'cache', MADE_BY)
+  cache.put([('1.png', b'one')])
+  assert len(cache) == 1
+
+
+def test_an_empty_cache_leaves_no_file(tmp_path):
+  LabelCache(tmp_path / 'cache', MADE_BY).close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_loses_at_most_what_it_was_putting(tmp_path):
+  code = """
+import os, signal, sys, pathlib
+from jaxface_data.label_cache import LabelCache
+cache = LabelCache(pathlib.Path(sys.argv[1]), sys.argv[2])
+cache.put([('1.png', b'one')])
+def dying():
+  yield '2.png', b'two' * 10**6
+  os.kill(os.getpid(), signal.SIGKILL)
+cache.put(dying())
+"""
+  done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'cache'), MADE_BY], env=os.environ)
+  assert done.returncode == -signal.SIGKILL
+  cache = LabelCache(tmp_path / 'cache', MADE_BY)
+  assert (len(cache), cache.get('1.png')) == (1, b'one')
