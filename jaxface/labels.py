@@ -66,5 +66,8 @@ def _mirror_table() -> np.ndarray:
 # MIRROR[label] is the class a pixel of class `label` has in a mirrored picture: left and right change places.
 MIRROR = _mirror_table()
 
+# UNITED[label] is one class for both sides, the left's, for label maps that do not tell them apart reliably.
+UNITED = np.minimum(np.arange(NUM_CLASSES, dtype=np.uint8), MIRROR)
+
 # FACE[label] is 1 where the class counts as face (Toledo & Antonelo 2021), else 0.
 FACE = np.array([name not in NOT_FACE for name in CLASSES], np.uint8)

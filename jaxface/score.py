@@ -142,12 +142,14 @@ def score_labels(
   prediction: str | os.PathLike,
   *,
   orders: tuple[str, str] = ('celebamask_hq', 'celebamask_hq'),
+  unite_sides: bool = False,
   data_dir: str | os.PathLike | None = None,
 ) -> Score:
   """Agreement of label maps of the same name: mIoU, pixel accuracy, F1, and the IoU of each class.
 
   Pixels of all pictures count together. Means are over the classes that occur in either set. Folders of PNGs, whose
-  classes are in the orders `orders` (names of `jaxface.labels.ORDERS`), or prepared datasets.
+  classes are in the orders `orders` (names of `jaxface.labels.ORDERS`), or prepared datasets. With `unite_sides` left
+  and right eyes are one class, and so brows and ears: many parsers' label maps do not tell them apart.
   """
   from jaxface.metrics import segmentation
 
@@ -159,6 +161,8 @@ def score_labels(
   confusion = np.zeros((labels.NUM_CLASSES, labels.NUM_CLASSES), np.int64)
   count = 0
   for x, y in _read_pairs(a, b, skipped):
+    if unite_sides:
+      x, y = labels.UNITED[x], labels.UNITED[y]
     cell = x.astype(np.intp) * labels.NUM_CLASSES + y
     confusion += np.bincount(cell.ravel(), minlength=confusion.size).reshape(confusion.shape)
     count += 1
@@ -167,11 +171,12 @@ def score_labels(
   figures = segmentation.scores(overlap, confusion.sum(0) + confusion.sum(1) - overlap, confusion.sum())
   there = [c for c in range(labels.NUM_CLASSES) if np.isfinite(figures['iou'][c])]
   results = {name: figures[name] for name in ('miou', 'mean_f1', 'accuracy')}
-  results |= {f'iou/{labels.CLASSES[c]}': float(figures['iou'][c]) for c in there}
+  sided = {c for c in there if unite_sides and labels.MIRROR[c] != c}
+  results |= {f'iou/{labels.CLASSES[c][2 if c in sided else 0 :]}': float(figures['iou'][c]) for c in there}
   protocol = {
     'truth': f'{a.name} ({orders[0]} order)',
     'prediction': f'{b.name} ({orders[1]} order)',
-    'label maps': f'{count:,} pairs',
+    'label maps': f'{count:,} pairs' + ', left and right united' * unite_sides,
   }
   details = {'miou': f'mean over {len(there)} classes of {labels.NUM_CLASSES}; the others are in no label map'}
   return Score(protocol, results, details, skipped.names)
@@ -189,6 +194,7 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   command.add_argument('--labels', action='store_true', help='REAL and FAKE are label maps: mIoU, accuracy, F1')
   command.add_argument('--label-order', nargs='+', choices=labels.ORDERS, default=['celebamask_hq'], metavar='ORDER',
                        help='order of classes, one for both or two: celebamask_hq (default) or bisenet')  # fmt: skip
+  command.add_argument('--unite-sides', action='store_true', help='left and right eyes, brows and ears as one class')
   command.add_argument('--resize', type=int, metavar='N', help='resize all pictures to NxN first')
   command.add_argument('--ssim-window', type=int, default=11, metavar='N', help='of ssim and ms_ssim, default 11')
   command.add_argument('--allow-few', action='store_true', help='FID of few pictures, knowing that it means little')
@@ -209,7 +215,7 @@ def _run(args: argparse.Namespace) -> int:
     orders = tuple(args.label_order * 2)[:2] if len(args.label_order) == 1 else tuple(args.label_order)
     if len(orders) != 2:
       raise UserError(f'--label-order {" ".join(orders)}: one for both sets, or one for each')
-    result = score_labels(args.real, args.fake, orders=orders, data_dir=args.data_dir)
+    result = score_labels(args.real, args.fake, orders=orders, unite_sides=args.unite_sides, data_dir=args.data_dir)
   else:
     result = score(
       args.real,

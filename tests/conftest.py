@@ -32,7 +32,16 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return folder
 
 
-_LONG = ('train_test.py', 'processes_test.py', 'parallel_test.py', 'cli_test.py', 'vae_test.py')
+_LONG = (
+  'train_test.py',
+  'parallel_test.py',
+  'processes_test.py',
+  'cli_test.py',
+  'vae_test.py',
+  'parsing_test.py',
+  'bisenet_test.py',
+  'prepare_test.py',
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

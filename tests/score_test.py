@@ -193,6 +193,17 @@ def test_label_orders_are_told_apart(tmp_path):
   assert score.score_labels(*folders).results['miou'] < 0.5
 
 
+def test_sides_can_be_united(tmp_path):
+  truth = np.arange(19, dtype=np.uint8)[None]
+  folders = _write(tmp_path / 'a', {'a': truth}), _write(tmp_path / 'b', {'a': labels.MIRROR[truth]})
+  assert score.score_labels(*folders).results['iou/l_eye'] == 0
+  united = score.score_labels(*folders, unite_sides=True).results
+  assert united['miou'] == 1
+  # Eyes, brows and ears; the lower lip has no other side.
+  assert len([name for name in united if name.startswith('iou/')]) == 19 - 3
+  assert {'iou/eye', 'iou/brow', 'iou/ear', 'iou/l_lip', 'iou/ear_r'} <= united.keys()
+
+
 def _command(*words):
   parser = argparse.ArgumentParser()
   score.register(parser.add_subparsers())

@@ -143,9 +143,7 @@ def from_reference(state: Mapping[str, np.ndarray], *, image_size: int | None = 
   )
   if image_size is None:
     image_size = 144 if stages == len(stage_sizes(144)) - 1 else 2**stages
-  module = FaceMaskVAE(
-    image_size, *widths, latent_dim=biases.get(('encoder', 'mean'), 1), sampling='reference'
-  )
+  module = FaceMaskVAE(image_size, *widths, latent_dim=biases.get(('encoder', 'mean'), 1), sampling='reference')
   picture = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
   shapes = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), picture))
   tensors.check('vae', state, {name: shapes[path].shape for name, path in paths.items()})
