@@ -95,7 +95,8 @@ def get_config(arg: str = 'celebamask_hq') -> ml_collections.ConfigDict:
   config.checkpoint_steps = 1000
   config.keep_last = 2
   config.keep_best = 1
-  config.best_metric = 'loss'
+  config.best_metric = 'miou'  # Of validation; decides which checkpoint is the best.
+  config.best_is = 'highest'
 
   if variant == 'synthetic':
     config.data.name = 'synthetic_faces/faces_128'

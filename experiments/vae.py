@@ -85,7 +85,8 @@ def get_config(arg: str = 'mask_ssim_l2') -> ml_collections.ConfigDict:
   config.checkpoint_steps = 1000
   config.keep_last = 2
   config.keep_best = 1
-  config.best_metric = 'loss'
+  config.best_metric = 'loss'  # Of validation; decides which checkpoint is the best.
+  config.best_is = 'lowest'  # Or 'highest'.
 
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/faces_48'

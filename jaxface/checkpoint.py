@@ -34,16 +34,14 @@ def _disk_errors_are_the_users(folder: Path) -> Iterator[None]:
 class Checkpoints:
   """The checkpoints of one workdir. Use as a context manager: leaving it waits for what is being written."""
 
-  def __init__(
-    self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1, best_is: str = 'lowest', read_only: bool = False
-  ):
+  def __init__(self, workdir: Path, *, keep_last: int = 2, keep_best: int = 1, read_only: bool = False):
     policies = ocp.training.preservation_policies
     kept = [policies.LatestN(max(keep_last, 1))]
     if keep_best:
       kept.append(
         policies.BestN(
           get_metric_fn=lambda metrics: metrics[_BEST],
-          reverse=best_is == 'lowest',
+          reverse=True,  # The lowest score is the best.
           n=keep_best,
           keep_checkpoints_without_metrics=False,
         )
@@ -51,7 +49,6 @@ class Checkpoints:
     self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
     if read_only and not self.folder.is_dir():  # Orbax would make it.
       raise UserError(f'{workdir} has no checkpoints; give the --workdir of a run that `jaxface train` has saved')
-    self._best_is = best_is
     self._orbax = ocp.training.Checkpointer(
       self.folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -76,15 +73,14 @@ class Checkpoints:
   def best_step(self) -> int | None:
     """The step with the best validation metric, or None where none was measured."""
     scored = [c for c in self._orbax.checkpoints if c.metrics and _BEST in c.metrics]
-    choose = min if self._best_is == 'lowest' else max
-    return choose(scored, key=lambda c: c.metrics[_BEST]).step if scored else None
+    return min(scored, key=lambda c: c.metrics[_BEST]).step if scored else None
 
   def save(
     self, step: int, state: TrainState, next_batch: int, fingerprint: str | None, score: float | None = None
   ) -> None:
     """Copies the state off the devices and writes it in the background.
 
-    `fingerprint` names the data the run is bound to (None: any); `score` is what 'best' goes by.
+    `fingerprint` names the data the run is bound to (None: any); the lowest `score` is the best.
     """
     if step in self.steps:
       return

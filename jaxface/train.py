@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -27,6 +28,8 @@ from jaxface.state import TrainState, for_evaluation, parameter_table, size_in_b
 # Two dispatches in flight keep the devices busy; more would only queue up batches in their memory.
 _IN_FLIGHT = 2
 _RENDERED_ROWS = 8
+# Factor that makes the best score the lowest.
+_BEST_IS = {'lowest': 1, 'highest': -1}
 
 
 class NonFiniteError(RuntimeError):
@@ -52,6 +55,7 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
   engine = engine_for(config)
   _check_numbers(config, engine)
   train_set = open_split(config, engine, config.data.train_split)
+  _check_best(config, engine, train_set)
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       stack.enter_context(workdirs.locked(workdir))
@@ -108,7 +112,7 @@ def _loop(
       if due.evaluate and validation_set is not None:
         metrics = evaluate_state(engine, state, validation_set, batch_size=config.batch_size, limit=config.eval_batches)
         log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
-        score = metrics[config.best_metric]
+        score = metrics[config.best_metric] * _BEST_IS[config.best_is]
       if due.render:
         log.pictures(step, engine.render(for_evaluation(state), examples))
       if due.save:
@@ -244,6 +248,19 @@ def _open_validation(
   process = (jax.process_index(), jax.process_count())
   examples = next(input_pipeline.eval_batches(dataset or train_set, batch_size=rows, process=process, limit=1))
   return dataset, engine.put(examples)
+
+
+def _check_best(config: ConfigDict, engine: Engine, train_set: input_pipeline.Dataset) -> None:
+  """Finds out what validation will report, without computing it: the first one may be hours away."""
+  examples = next(input_pipeline.eval_batches(train_set, batch_size=1, limit=1))
+  if config.best_is not in _BEST_IS:
+    raise UserError(f'best_is={config.best_is!r}; choose from {", ".join(_BEST_IS)}')
+  measured = jax.eval_shape(
+    engine.task.eval_step, for_evaluation(engine.abstract_saved), examples, jax.random.key(config.seed)
+  )
+  names = engine.task.summary({name: np.ones(shape.shape[1:]) for name, shape in measured.items()})
+  if config.best_metric not in names:
+    raise UserError(f'best_metric={config.best_metric!r} is not measured; choose from {", ".join(names)}')
 
 
 def _open_stream(

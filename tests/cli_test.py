@@ -166,6 +166,8 @@ def test_wrong_configurations(data_dir, tmp_path, capsys):
   assert 'jaxface prepare' in _fails(capsys, *train, smoke, '--config.data.name=face_folder/none')
   assert 'smallest is 16' in _fails(capsys, *train, smoke, '--config.model.image_size=8')
   assert 'choose from float32, bfloat16' in _fails(capsys, *train, smoke, '--config.model.dtype=float31')
+  assert 'not measured; choose from loss, whole/l1' in _fails(capsys, *train, smoke, '--config.best_metric=lpips')
+  assert 'choose from lowest, highest' in _fails(capsys, *train, smoke, '--config.best_is=greatest')
   assert not (tmp_path / 'run').exists(), 'nothing may be left of a run that could not begin'
 
 
