@@ -7,7 +7,7 @@ Variants:
   synthetic      the same network and recipe for the rendered faces at 128 pixels, shorter
 After a comma, flags:
   demo   128 pixels (parts of less than eight hardly show in the features), a quarter of the width, Adam, 2,000 steps of
-         eight pictures: about ten minutes on two laptop cores
+         eight pictures: minutes on a laptop, twenty on two busy cores
   smoke  32 pixels, ten steps: seconds, for tests
 
 The published run begins with ImageNet's weights (torchvision's file, your download):
@@ -44,7 +44,7 @@ def get_config(arg: str = 'celebamask_hq') -> ml_collections.ConfigDict:
   config.init_from = ''  # Workdir whose weights to start from.
 
   config.data = ml_collections.ConfigDict()
-  config.data.name = 'celebamask_hq/faces_512'
+  config.data.name = 'celebamask_hq/aligned_512'
   config.data.data_dir = ''  # '': $TFDS_DATA_DIR or ~/tensorflow_datasets.
   config.data.train_split = 'train'
   config.data.eval_split = 'validation'

@@ -8,8 +8,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxface import labels, pictures
+from jaxface.cli import load_config
 from jaxface.errors import UserError
 from jaxface_data.celebamask_hq import celebamask_hq_dataset_builder as celebamask_hq
+from tests.smoke import REPOSITORY
 
 NUMBERS = (0, 1, 2000, 27_998, 27_999, 28_000, 29_999)
 SIDE = 32  # Of the pictures; their part masks have half of it, as in the real thing.
@@ -160,3 +162,9 @@ def test_pictures_and_parts_that_do_not_pair(tmp_path):
   write_part(tmp_path, 3, 'skin', part_mask(0, 4))
   with pytest.raises(UserError, match=r'pictures: 7\.jpg, part masks: 0/00003_skin\.png'):
     build(tmp_path, tmp_path)
+
+
+def test_the_experiment_reads_what_is_prepared_by_default(source):
+  config = load_config(str(REPOSITORY / 'experiments' / 'bisenet.py:celebamask_hq'), [])
+  assert config.data.name == f'celebamask_hq/{celebamask_hq.make_config(source=source).name}'
+  assert config.model.image_size == 512
