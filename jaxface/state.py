@@ -30,9 +30,18 @@ def for_evaluation(state: TrainState) -> TrainState:
   return state.replace(params=state.params if state.ema is None else state.ema, opt_state=None, ema=None)
 
 
-def new_step() -> jax.Array:
-  """The step counter of a fresh state."""
-  return jnp.zeros((), jnp.int32)
+def first_state(
+  params: PyTree, model_state: PyTree, opt_state: PyTree, *, averaged: bool = False, frozen: PyTree = None
+) -> TrainState:
+  """A fresh state; `averaged` keeps a copy of the parameters for their moving average."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    model_state=model_state,
+    opt_state=opt_state,
+    ema=params if averaged else None,
+    frozen=frozen,
+  )
 
 
 def update_ema(ema: PyTree, params: PyTree, decay: float) -> PyTree:

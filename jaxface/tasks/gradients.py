@@ -51,16 +51,27 @@ def gradients(
   return gradient, model_state, {**metrics, 'grad_norm': optax.tree.norm(gradient)}
 
 
-def updated(
-  state: TrainState, gradient: PyTree, optimizer: optax.GradientTransformation, model_state: PyTree, ema_decay: float
-) -> TrainState:
-  """The state after one update of a task with one optimizer: parameters, their average, and what the step changed."""
+def update(
+  state: TrainState,
+  batch: Mapping[str, jax.Array],
+  loss_fn: LossFn,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulate_steps: int = 1,
+  ema_decay: float = 0.0,
+  axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+  """One update of a task with one loss and one optimizer: the state after it, and the metrics of `gradients`."""
+  gradient, model_state, metrics = gradients(
+    loss_fn, state.params, state.model_state, batch, accumulate_steps=accumulate_steps, axis_name=axis_name
+  )
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  return state.replace(
+  state = state.replace(
     step=state.step + 1,
     params=params,
     model_state=model_state,
     opt_state=opt_state,
     ema=update_ema(state.ema, params, ema_decay),
   )
+  return state, metrics

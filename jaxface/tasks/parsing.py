@@ -22,9 +22,9 @@ from jaxface.metrics import segmentation
 from jaxface.models.bisenet import BiSeNet, Logits, normalise, widths
 from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import make_optimizer
-from jaxface.state import PyTree, TrainState, new_step
-from jaxface.tasks.gradients import gradients, updated
-from jaxface.tasks.task import Batch, Metrics, row_keys
+from jaxface.state import PyTree, TrainState, first_state
+from jaxface.tasks.gradients import update
+from jaxface.tasks.task import Batch, Metrics, compute_dtype, row_keys
 
 # How much of an overlay is the picture.
 _OVERLAY = 0.45
@@ -152,13 +152,7 @@ class ParsingTask:
     """A fresh state: He-normal ResNet (fan out), the rest LeCun-normal (fan in), BatchNorm the identity."""
     variables = self.model.init(key, jnp.zeros((1, 32, 32, 3)))
     params = variables['params']
-    return TrainState(
-      step=new_step(),
-      params=params,
-      model_state=variables['batch_stats'],
-      opt_state=self.optimizer.init(params),
-      ema=params if self.ema_decay else None,
-    )
+    return first_state(params, variables['batch_stats'], self.optimizer.init(params), averaged=bool(self.ema_decay))
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """One update on 'image' [B, S, S, 3], uint8 or [0, 1], and 'label' [B, S, S], augmented row by row.
@@ -177,15 +171,15 @@ class ParsingTask:
       loss, terms = self.loss(logits, self._to_network(piece['label']))
       return loss, (changed['batch_stats'], terms)
 
-    gradient, batch_stats, metrics = gradients(
-      loss_fn,
-      state.params,
-      state.model_state,
+    return update(
+      state,
       batch,
+      loss_fn,
+      self.optimizer,
       accumulate_steps=self.accumulate_steps,
+      ema_decay=self.ema_decay,
       axis_name=self.model.axis_name,
     )
-    return updated(state, gradient, self.optimizer, batch_stats, self.ema_decay), metrics
 
   def _to_network(self, label: jax.Array) -> jax.Array:
     """Labels in the project's order -> in the network's; those that are none (255) stay none."""
@@ -244,8 +238,6 @@ class ParsingTask:
 def make_parsing(config: ConfigDict, axis_name: str | None = None) -> ParsingTask:
   """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
   model = config.model
-  if model.dtype not in ('float32', 'bfloat16'):
-    raise UserError(f'unknown model.dtype {model.dtype!r}; choose from float32, bfloat16')
   if model.label_order not in labels.ORDERS:
     raise UserError(f'unknown model.label_order {model.label_order!r}; choose from {", ".join(labels.ORDERS)}')
   if model.image_size < 32:
@@ -254,7 +246,7 @@ def make_parsing(config: ConfigDict, axis_name: str | None = None) -> ParsingTas
   # A converted checkpoint says its own widths.
   channels |= {name: model[name] for name in channels if model.get(name)}
   return ParsingTask(
-    model=BiSeNet(**channels, dtype=jnp.dtype(model.dtype), axis_name=axis_name),
+    model=BiSeNet(**channels, dtype=compute_dtype(model.dtype), axis_name=axis_name),
     loss=ParsingLoss(**config.loss, axis_name=axis_name),
     optimizer=make_optimizer(config.optimizer, config.total_steps),
     augment=ParsingAugment(**config.augment),

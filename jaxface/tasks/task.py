@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxface.errors import UserError
 from jaxface.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -56,3 +58,10 @@ class Task(Protocol):
 def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
   """A random key for every row of a batch, [B], whatever device or micro-batch the row is in."""
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch['row'])
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+  """The number format that networks compute in, from `config.model.dtype`; parameters are float32 in any case."""
+  if name not in ('float32', 'bfloat16'):
+    raise UserError(f'unknown model.dtype {name!r}; choose from float32, bfloat16')
+  return jnp.dtype(name)

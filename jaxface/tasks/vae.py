@@ -20,9 +20,9 @@ from jaxface.metrics.vif import vif
 from jaxface.models.vae import FaceMaskVAE, Prediction, stage_widths
 from jaxface.optimizers import make_optimizer
 from jaxface.ssim import ms_ssim, ms_ssim_least_side, ssim
-from jaxface.state import PyTree, TrainState, new_step
-from jaxface.tasks.gradients import gradients, updated
-from jaxface.tasks.task import Batch, Metrics, row_keys
+from jaxface.state import PyTree, TrainState, first_state
+from jaxface.tasks.gradients import update
+from jaxface.tasks.task import Batch, Metrics, compute_dtype, row_keys
 
 # Weights of the reconstruction terms, by the loss's name in the paper.
 RECONSTRUCTION_LOSSES = {
@@ -125,13 +125,7 @@ class VaeTask:
     size = self.model.image_size
     variables = self.model.init(key, jnp.zeros((1, size, size, 3)))
     params = variables['params']
-    return TrainState(
-      step=new_step(),
-      params=params,
-      model_state=variables['batch_stats'],
-      opt_state=self.optimizer.init(params),
-      ema=params if self.ema_decay else None,
-    )
+    return first_state(params, variables['batch_stats'], self.optimizer.init(params), averaged=bool(self.ema_decay))
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """One update on uint8 'image' [B, S, S, 3] and 'mask' [B, S, S, 1]; noise is drawn row by row."""
@@ -151,15 +145,15 @@ class VaeTask:
       loss, terms = self.loss(predicted, piece['image'], mask)
       return loss, (changed['batch_stats'], terms)
 
-    gradient, batch_stats, metrics = gradients(
-      loss_fn,
-      state.params,
-      state.model_state,
+    return update(
+      state,
       batch,
+      loss_fn,
+      self.optimizer,
       accumulate_steps=self.accumulate_steps,
+      ema_decay=self.ema_decay,
       axis_name=self.model.axis_name,
     )
-    return updated(state, gradient, self.optimizer, batch_stats, self.ema_decay), metrics
 
   def draw_noise(self, key: jax.Array, batch: Batch) -> jax.Array:
     """Standard normal noise [B, D], a row's own whatever batch or device it is in."""
@@ -269,12 +263,6 @@ def _composite(decoded: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Arr
   return decoded * mask + image * (1 - mask)
 
 
-def _compute_dtype(name: str) -> jnp.dtype:
-  if name not in ('float32', 'bfloat16'):
-    raise UserError(f'unknown model.dtype {name!r}; choose from float32, bfloat16')
-  return jnp.dtype(name)
-
-
 def make_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
   """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
   model = dict(config.model)
@@ -284,7 +272,7 @@ def make_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
   widths |= {name: model.pop(name) for name in widths if model.get(name)}
   network = FaceMaskVAE(
     **{**widths, 'mask_widths': widths['mask_widths'] if masks else ()},
-    **{**model, 'dtype': _compute_dtype(model['dtype'])},
+    **{**model, 'dtype': compute_dtype(model['dtype'])},
     axis_name=axis_name,
   )
   return VaeTask(

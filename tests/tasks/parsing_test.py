@@ -17,7 +17,7 @@ from jaxface.errors import UserError
 from jaxface.metrics import segmentation
 from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import learning_rate_schedule, make_optimizer, scale_rates
-from jaxface.state import TrainState, for_evaluation, new_step
+from jaxface.state import first_state, for_evaluation
 from jaxface.tasks import make_task
 from jaxface.tasks.parsing import ParsingAugment
 from tests.golden import load
@@ -138,9 +138,8 @@ def golden():
   config.optimizer.update(warmup_steps=4, warmup_from=1e-3)
   task = make_task(_plain(config))
   _, variables = from_reference('bisenet', tensors)
-  state = TrainState(
-    new_step(), variables['params'], variables['batch_stats'], task.optimizer.init(variables['params'])
-  )
+  params = variables['params']
+  state = first_state(params, variables['batch_stats'], task.optimizer.init(params))
   label = labels.lookup_table('bisenet')[arrays['labels']]
   batch = {'image': arrays['image'], 'label': label, 'row': np.arange(4, dtype=np.int32)}
   step = jax.jit(task.train_step)

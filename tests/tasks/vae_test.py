@@ -14,7 +14,7 @@ from jaxface.convert import from_reference, to_reference
 from jaxface.errors import UserError
 from jaxface.models.vae import FaceMaskVAE, stage_widths
 from jaxface.optimizers import clip_each_by_norm, scale_by_keras_adam
-from jaxface.state import TrainState, count, for_evaluation, new_step
+from jaxface.state import count, first_state, for_evaluation
 from jaxface.tasks import make_task
 from jaxface.tasks.vae import RECONSTRUCTION_LOSSES, VaeLoss, VaeTask
 from tests.golden import load
@@ -40,12 +40,8 @@ def golden():
   about, tensors, arrays = load('vae/train_step')
   module, variables = from_reference('vae', tensors)
   task = _golden_task(module)
-  state = TrainState(
-    step=new_step(),
-    params=jax.tree.map(jnp.asarray, variables['params']),
-    model_state=jax.tree.map(jnp.asarray, variables['batch_stats']),
-    opt_state=task.optimizer.init(variables['params']),
-  )
+  params, batch_stats = jax.tree.map(jnp.asarray, (variables['params'], variables['batch_stats']))
+  state = first_state(params, batch_stats, task.optimizer.init(params))
   step = jax.jit(task.train_step)
   states, metrics = [state], []
   for i in range(2):
