@@ -79,7 +79,7 @@ class _Picture:
   image: np.ndarray | None = None
   image_bytes: bytes = b''
   label_bytes: bytes = b''
-  hair_above_nose: bool | None = None
+  upright: bool | None = None
   skipped: str = ''
 
 
@@ -97,8 +97,9 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   The attribute `parsed` may be given a cache of label maps: what is in it is not parsed again.
 
   After `download_and_prepare(file_format='array_record')` the dataset's metadata holds `skipped` (reason -> ids),
-  `picture_sizes` ('WxH' -> number, the ten most common), and `label_order_doubtful`: whether in most label maps the
-  hair starts below the nose, as it does when the classes are read in another order than they were written in.
+  `picture_sizes` ('WxH' -> number, the ten most common), `caveat`, and `label_order_doubtful`: whether in most label
+  maps the hair or the brows start below the nose, as they do when the classes are read in another order than they were
+  written in.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -119,7 +120,7 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     self.progress = progress
     self.parsed: LabelCache | None = None
     self._sizes = collections.Counter()
-    self._hair_above_nose = collections.Counter()
+    self._upright = collections.Counter()
     super().__init__(**kwargs)
 
   @functools.cached_property
@@ -141,6 +142,11 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   def has_labels(self) -> bool:
     """Whether every example has a label map."""
     return self.builder_config.labels is not None or self._parser is not None
+
+  @property
+  def caveat(self) -> str:
+    """What the dataset is not good for, a line for those who prepare it; '' where there is nothing to say."""
+    return ''
 
   def least_bytes(self) -> int:
     """Bytes the dataset will take at the very least: those of the pictures that may be stored unchanged."""
@@ -169,7 +175,7 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     super()._download_and_prepare(dl_manager, download_config)
     splits = list(self.info.splits.values())
     if not any(split.num_examples for split in splits):
-      raise UserError(f'{self.builder_config.source}: not one usable picture; {_told(self._skipped)}')
+      raise UserError(f'{self.builder_config.source}: not one usable picture; {reasons(self._skipped)}')
     for split in splits:
       if not split.num_examples:
         for path in split.filepaths:
@@ -178,7 +184,8 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     self.info.metadata.update(
       skipped=self._skipped,
       picture_sizes={f'{w}x{h}': n for (w, h), n in self._sizes.most_common(10)},
-      label_order_doubtful=self._hair_above_nose[False] > self._hair_above_nose[True],
+      label_order_doubtful=self._upright[False] > self._upright[True],
+      caveat=self.caveat,
     )
 
   def _examples(self, items: list[Item]) -> Iterator[tuple[str, dict]]:
@@ -191,7 +198,7 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
           continue
         height, width = picture.image.shape[:2]
         self._sizes[width, height] += 1
-        self._hair_above_nose[picture.hair_above_nose] += 1
+        self._upright[picture.upright] += 1
         example = {'id': picture.item.id, 'image': picture.image_bytes}
         yield picture.item.id, example | ({'label': picture.label_bytes} if self.has_labels else {})
 
@@ -211,13 +218,13 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       keep = pictures.is_plain(data)
     except pictures.PictureError as error:
       return _Picture(item, skipped=error.reason)
-    above = None if label is None else hair_above_nose(label)
+    upright = None if label is None else is_upright(label)
     shrunk = shrink(image, self.max_side)
     if shrunk is not image:
       image, keep = shrunk, False
       label = None if label is None else resize_nearest(label, image.shape[:2])
     label_bytes = b'' if label is None else pictures.encode_png(label)
-    return _Picture(item, image, data if keep else pictures.encode_png(image), label_bytes, above)
+    return _Picture(item, image, data if keep else pictures.encode_png(image), label_bytes, upright)
 
   def _with_parsed_labels(
     self, loaded: Iterator[_Picture], encoders: concurrent.futures.Executor
@@ -270,9 +277,10 @@ def checked_label(path: Path, order: str, size: tuple[int, int]) -> np.ndarray:
   aspect ratio or a value is wrong.
   """
   label = pictures.read_label_map(path)
-  if label.max() >= labels.NUM_CLASSES:
-    raise pictures.PictureError(path, f'label values outside 0..{labels.NUM_CLASSES - 1}', f'found {label.max()}')
-  return fitted_label(labels.lookup_table(order)[label], size, path)
+  table = labels.lookup_table(order)
+  if label.max() >= len(table):
+    raise pictures.PictureError(path, f'label values outside 0..{len(table) - 1}', f'found {label.max()}')
+  return fitted_label(table[label], size, path)
 
 
 def fitted_label(label: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:
@@ -288,10 +296,15 @@ def fitted_label(label: np.ndarray, size: tuple[int, int], path: Path) -> np.nda
   return resize_nearest(label, size)
 
 
-def hair_above_nose(label: np.ndarray) -> bool | None:
-  """Whether the topmost hair of a label map, uint8 [H, W], lies above the topmost nose; None where either is absent."""
-  hair, nose = ((label == labels.index(name)).any(axis=1) for name in ('hair', 'nose'))
-  return bool(hair.argmax() < nose.argmax()) if hair.any() and nose.any() else None
+def is_upright(label: np.ndarray) -> bool | None:
+  """Whether hair and brows of a label map, uint8 [H, W], begin above the nose.
+
+  None where there is no nose, or neither hair nor brows.
+  """
+  rows = {name: (label == labels.index(name)).any(axis=1) for name in ('hair', 'l_brow', 'r_brow', 'nose')}
+  above = [rows['hair'], rows['l_brow'] | rows['r_brow']]
+  tops = [part.argmax() for part in above if part.any()]
+  return bool(max(tops) < rows['nose'].argmax()) if tops and rows['nose'].any() else None
 
 
 def resize_nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -337,7 +350,8 @@ def _shards(items: list[Item]) -> list[list[Item]]:
   return [items[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
-def _told(skipped: dict[str, list[str]]) -> str:
+def reasons(skipped: dict[str, list[str]]) -> str:
+  """A line on why pictures were skipped: how many for each reason, and one of them."""
   if not skipped:
     return 'the source is empty'
   return '; '.join(f'{reason}: {len(names)}, e.g. {names[0]}' for reason, names in skipped.items())

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
 # TFDS and JAX are imported where they are needed: they take seconds, which `jaxface --help` need not wait for.
 
-DATASETS = ('synthetic_faces', 'celeba_masks', 'celebamask_hq', 'face_folder')
+DATASETS = ('synthetic_faces', 'celeba_masks', 'celebamask_hq', 'face_folder', 'makeup_transfer')
 
-# Those without label maps of their own.
-PARSED_DATASETS = ('celeba_masks', 'face_folder')
+# Those that may come without label maps.
+PARSED_DATASETS = ('celeba_masks', 'face_folder', 'makeup_transfer')
+
+# Those whose configs users name.
+_NAMED_DATASETS = ('face_folder', 'makeup_transfer')
 
 # Within the dataset's own folder, so that moving it into place is one rename.
 _UNFINISHED = 'incomplete.prepare'
@@ -56,6 +59,7 @@ class Summary:
     has_labels: whether every picture has a label map.
     parser: which parser made the label maps, None where none did.
     label_order_doubtful: whether most label maps look as if their classes stood in another order than was said.
+    caveat: what the dataset is not good for, '' where there is nothing to say.
     already: whether it had been there before, and nothing was done.
   """
 
@@ -68,6 +72,7 @@ class Summary:
   has_labels: bool
   parser: str | None
   label_order_doubtful: bool
+  caveat: str
   already: bool
 
   def __str__(self):
@@ -85,7 +90,9 @@ class Summary:
       examples = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
       lines.append(f'  skipped     {len(names):,} {reason}: {examples}')
     if self.label_order_doubtful:
-      lines.append('  warning     in most label maps the hair starts below the nose: is --label-order right?')
+      lines.append('  warning     in most label maps hair or brows start below the nose: is --label-order right?')
+    if self.caveat:
+      lines.append(f'  note        {self.caveat}')
     return '\n'.join([*lines, f'  lies in     {self.path}', f'  use it by   --config.data.name={self.name}'])
 
 
@@ -185,11 +192,13 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
     return parser
 
   rendered = 'rendered faces with exact label maps; needs no download'
-  parser = add('synthetic_faces', rendered, 'size', 'count', 'seed', 'makeup_pairs')
+  parser = add('synthetic_faces', rendered, 'size', 'count', 'seed', 'makeup_pairs', 'aligned')
   parser.add_argument('--size', type=int, default=144, help='height and width, default %(default)s')
   parser.add_argument('--count', type=int, default=20_000, help='number of pictures, default %(default)s')
   parser.add_argument('--seed', type=int, default=0, help='default %(default)s')
-  parser.add_argument('--makeup-pairs', action='store_true', help='each face with and without make-up')
+  parser.add_argument('--makeup-pairs', action='store_true', help='each face without and with makeup, and somebody '
+                      'else who wears the same makeup')  # fmt: skip
+  parser.add_argument('--aligned', action='store_true', help='eyes at fixed points, as in CelebA and CelebAMask-HQ')
 
   parser_help = 'workdir of a face parser (`jaxface train` or `jaxface convert bisenet`), which makes the label maps'
 
@@ -221,6 +230,27 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   parser.add_argument('--parser', metavar='WORKDIR', help=parser_help)
   parser.add_argument('--name', help='the dataset will be face_folder/NAME; default the name of the folder')
   parser.add_argument('--limit', type=int, metavar='N', help='at most N pictures of each split')
+  parser.add_argument('--max-side', type=int, metavar='PIXELS', help='shrink pictures with a longer side')
+
+  makeup = 'faces with makeup and faces without: Makeup Transfer, or two folders of yours'
+  options = ('source', 'labels', 'label_order', 'parser', 'name', 'test_makeup', 'test_non_makeup', 'validation')
+  parser = add('makeup_transfer', makeup, *options, 'count', 'max_side')
+  parser.add_argument('--source', required=True, metavar='DIR', help='Makeup Transfer as downloaded (images/makeup, '
+                      'images/non-makeup, segs/...), the folders of IPM-Net (trainA, trainB, trainA_mask, ...), or a '
+                      'folder with makeup/ and non-makeup/')  # fmt: skip
+  parser.add_argument('--labels', metavar='DIR', help='label maps: makeup/a.png for the picture makeup/a.jpg; default '
+                      'segs/ or labels/ in the source, or else its masks')  # fmt: skip
+  parser.add_argument('--label-order', choices=labels.ORDERS, help='order of the classes in the label maps, default '
+                      'makeup_transfer for segs/, else celebamask_hq')  # fmt: skip
+  parser.add_argument('--parser', metavar='WORKDIR', help=parser_help)
+  parser.add_argument('--name', help='the dataset will be makeup_transfer/NAME; default mt or ipmnet for those two, '
+                      'else the name of the folder')  # fmt: skip
+  for kind, held_out in (('makeup', 250), ('non-makeup', 100)):
+    parser.add_argument(f'--test-{kind}', type=int, metavar='N', help=f'{kind} pictures to hold out where the source '
+                        f'has no test folder, default {held_out} of Makeup Transfer, a tenth of your own')  # fmt: skip
+  parser.add_argument('--validation', type=int, default=0, metavar='N', help='N training pictures of each kind become '
+                      'a validation split, default %(default)s')  # fmt: skip
+  parser.add_argument('--count', type=int, metavar='N', help='at most N pictures of each split')
   parser.add_argument('--max-side', type=int, metavar='PIXELS', help='shrink pictures with a longer side')
 
 
@@ -325,14 +355,17 @@ def _check_same(final: Path, made_from: dict) -> None:
   if not changed and recorded.get('source_digest') != made_from['source_digest']:
     changed = ['the files of the source have changed since']
   if changed:
-    other = 'another --name' if final.parent.parent.name == 'face_folder' else 'another --data-dir'
+    other = 'another --name' if final.parent.parent.name in _NAMED_DATASETS else 'another --data-dir'
     raise UserError(f'{final} was prepared otherwise ({"; ".join(changed)}); replace it by --overwrite, or use {other}')
 
 
 def _check_space(builder, folder: Path) -> None:
   config = builder.builder_config
-  # A rendered picture takes more than half a byte a pixel as PNG.
-  needed = builder.least_bytes() if _has_source(builder) else config.count * config.size**2 // 2
+  if _has_source(builder):
+    needed = builder.least_bytes()
+  else:
+    # A rendered picture takes more than half a byte a pixel as PNG.
+    needed = (3 if config.makeup_pairs else 1) * config.count * config.size**2 // 2
   free = shutil.disk_usage(folder).free
   if needed > free:
     raise UserError(
@@ -385,6 +418,7 @@ def _summary(final: Path, already: bool) -> Summary:
     has_labels='label' in info.features,
     parser=metadata.get('options', {}).get('parser'),
     label_order_doubtful=metadata.get('label_order_doubtful', False),
+    caveat=metadata.get('caveat', ''),
     already=already,
   )
 
@@ -413,12 +447,17 @@ def _prepared_in(root: Path) -> dict[str, Path]:
 
 def _command(name: str, data_dir: str | os.PathLike | None) -> str:
   dataset, _, config = name.partition('/')
-  size = re.fullmatch(r'(?:faces|aligned)_(\d+).*', config)
+  size = re.fullmatch(r'aligned_(\d+).*', config)
+  rendered = re.fullmatch(r'(faces|makeup)(_aligned)?_(\d+)', config)
+  flags = ''
+  if rendered:
+    flags = ' --makeup-pairs' * (rendered[1] == 'makeup') + ' --aligned' * bool(rendered[2])
   arguments = {
-    'synthetic_faces': f' --size {size[1]}' if size else '',
+    'synthetic_faces': f' --size {rendered[3]}{flags}' if rendered else '',
     'celeba_masks': ' --source DIR_OR_ZIP --labels DIR',
     'celebamask_hq': f' --source DIR --size {size[1]}' if size else ' --source DIR',
     'face_folder': f' --source DIR --name {config or "NAME"}',
+    'makeup_transfer': f' --source DIR --name {config or "NAME"}',
   }
   if dataset not in arguments:
     return f'jaxface prepare {{{",".join(arguments)}}}'

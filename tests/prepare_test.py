@@ -231,6 +231,31 @@ def test_command_line_celeba(tmp_path, capsys, parse_by):
   assert 'train 1, validation 1, test 1, with label maps' in capsys.readouterr().out
 
 
+def test_command_line_makeup_transfer(tmp_path, capsys, parse_by):
+  source, out = tmp_path / 'sample', tmp_path / 'out'
+  for side in 'AB':
+    for i in range(2):
+      pictures.write_picture(source / f'test{side}' / f'{i}.png', np.full((12, 12, 3), i, np.uint8))
+      pictures.write_picture(source / f'test{side}_mask' / f'{i}.png', np.tri(12, dtype=np.uint8) * 255)
+  words = ['makeup_transfer', '--source', source, '--data-dir', out]
+  assert run(*words) == 0
+  printed = capsys.readouterr().out
+  assert 'test_makeup 2, test_non_makeup 2, with label maps' in printed
+  assert 'note        label maps are made of masks' in printed
+  with pytest.raises(UserError, match='max_side was None, now 6.*or use another --name'):
+    run(*words, '--max-side', '6')
+  with pytest.raises(UserError, match='prepare makeup_transfer --source DIR --name mine'):
+    prepare_lib.find_prepared(out, 'makeup_transfer/mine')
+  with pytest.raises(UserError, match='test_makeup=1: .*has its own split'):
+    run(*words, '--test-makeup', '1', '--test-non-makeup', '0')
+  parse_by(FakeParser())
+  assert run(*words, '--parser', 'workdir', '--overwrite') == 0
+  printed = capsys.readouterr().out
+  assert 'parsed by   parser one' in printed
+  assert 'note' not in printed
+  assert ids(out, 'makeup_transfer/ipmnet', 'test_makeup') == ['testA/0.png', 'testA/1.png']
+
+
 def test_disk_space(source, data_dir, monkeypatch):
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=100))
   with pytest.raises(UserError, match=r'needs at least .* GB, 0\.0 GB are free'):
@@ -262,7 +287,9 @@ def test_find_prepared_lists_what_is_there_and_the_command(source, data_dir):
   prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
   with pytest.raises(UserError, match=r'there is: face_folder/faces\); .*face_folder --source DIR --name mine'):
     prepare_lib.find_prepared(data_dir, 'face_folder/mine')
-  with pytest.raises(UserError, match=r'jaxface prepare \{synthetic_faces,celeba_masks,celebamask_hq,face_folder\}'):
+  with pytest.raises(
+    UserError, match=r'jaxface prepare \{synthetic_faces,celeba_masks,celebamask_hq,face_folder,makeup_t'
+  ):
     prepare_lib.find_prepared(data_dir, 'celebs')
 
 

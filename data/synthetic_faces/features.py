@@ -129,7 +129,7 @@ def _side_lines(f: Features) -> list[tuple[float, float]]:
     (x + 0.45 * w, -0.88 * opening - 0.3 * rise), outer,
   ]  # fmt: skip
   lower = [outer, (x + 0.55 * w, 0.74 * low - 0.5 * rise), (x, low), (x - 0.55 * w, 0.74 * low), inner]
-  gaze = (x + f.gaze[0], -0.18 * opening + f.gaze[1])
+  gaze = (x + f.gaze[0], f.eye_y + f.gaze[1])
   y, w = f.nose_y, f.nose_width
   nostril = [
     (0.20 * w, y + 0.085), (0.36 * w, y + 0.045), (0.60 * w, y + 0.050), (0.66 * w, y + 0.078), (0.50 * w, y + 0.095),

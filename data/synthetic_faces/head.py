@@ -60,28 +60,24 @@ def gaussians(patterns: Sequence[Terms], x: np.ndarray, y: np.ndarray) -> list[n
   return [down[first:end].T @ across[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
-class Head:
-  """Geometry of one head in one pose.
+def _at_surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  column, row = (x - _RELIEF_X[0]) * _PER_RELIEF_X, (y - _RELIEF_Y[0]) * _PER_RELIEF_Y
+  return cv2.remap(texture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
-  `depth`, `x`, `y` are float32 [rows, columns]: the visible surface point of each cell of the grid inside the box
-  (`rows`, `columns`), in head coordinates (`depth` along the view), meaningful inside `outline`.
-  """
 
-  def __init__(self, shape: Shape, features: Features, pose: Pose):
-    self.pose = pose
-    self._shape = shape
-    self._sin = np.sin([pose.yaw, pose.pitch, pose.roll]).tolist()
-    self._cos = np.cos([pose.yaw, pose.pitch, pose.roll]).tolist()
-    (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
-    # Where x, y and z of the head point on the screen plane, the roll undone.
-    upright = np.array([[cos_yaw, sin_yaw * sin_pitch], [0, cos_pitch], [sin_yaw, -cos_yaw * sin_pitch]])
-    roll = np.array([[cos_roll, sin_roll], [-sin_roll, cos_roll]])
-    self._axes = (pose.scale * upright @ roll).astype(np.float32)
-    self._origin = np.array([pose.x, pose.y], np.float32)
+def _turn(sin_yaw: float, cos_yaw: float, sin_pitch: float, cos_pitch: float) -> np.ndarray:
+  """Where x, y and z of a head point on the screen plane, the roll undone: [3, 2]."""
+  return np.array([[cos_yaw, sin_yaw * sin_pitch], [0, cos_pitch], [sin_yaw, -cos_yaw * sin_pitch]])
+
+
+class Solid:
+  """One head's own form, whatever its pose: its sections, and the relief of its face."""
+
+  def __init__(self, shape: Shape, features: Features):
+    self.chin_y = shape.chin_y
     width, half_depth, center_z = self._sections(shape)
-    self._table = cv2.merge([width[None], half_depth[None], center_z[None]])
-    (self._relief,) = gaussians([_relief_terms(shape, features)], _RELIEF_X, _RELIEF_Y)
-    self._intersect()
+    self.table = cv2.merge([width[None], half_depth[None], center_z[None]])
+    (self.relief,) = gaussians([_relief_terms(shape, features)], _RELIEF_X, _RELIEF_Y)
 
   @staticmethod
   def _sections(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,17 +102,11 @@ class Head:
     closing = np.sqrt(np.maximum((1 - top) * (1 - bottom), 1e-6))
     return width * closing, depth * closing, front - depth
 
-  def project(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Head coordinates [N] each -> picture units [N, 2]."""
-    points = np.empty((len(x), 3), np.float32)
-    points[:, 0], points[:, 1], points[:, 2] = x, y, z
-    return points @ self._axes + self._origin
-
   def sections(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """W, D and zc at heights `y` [N]."""
     at = (y[None] - _TABLE_Y[0]) * _PER_TABLE_STEP
     found = cv2.remap(
-      self._table,
+      self.table,
       at.astype(np.float32, copy=False),
       np.zeros(at.shape, np.float32),
       cv2.INTER_LINEAR,
@@ -124,13 +114,53 @@ class Head:
     )
     return found[0, :, 0], found[0, :, 1], found[0, :, 2]
 
-  def on_face(self, points: np.ndarray) -> np.ndarray:
-    """Points (x, y) [N, 2] on the front of the face -> picture units [N, 2]."""
-    x, y = np.ascontiguousarray(np.asarray(points, np.float32).T)
+  def raised(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The relief at (x, y), both [rows, columns]."""
+    return _at_surface(self.relief, x, y)
+
+  def front(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """z of the front of the face at (x, y), all [N]."""
     width, depth, center = self.sections(y)
     across = x / width
     z = center + depth * np.sqrt(np.maximum(1 - across * across, 0))
-    return self.project(x, y, z + self._at_surface(self._relief, x[None], y[None])[0])
+    return z + self.raised(x[None], y[None])[0]
+
+  def seen(self, points: np.ndarray, yaw: float, pitch: float) -> np.ndarray:
+    """Points (x, y) [N, 2] on the front of the face -> head units on the screen plane [N, 2], without any roll."""
+    x, y = np.ascontiguousarray(points.T)
+    turn = _turn(math.sin(yaw), math.cos(yaw), math.sin(pitch), math.cos(pitch))
+    return np.stack([x, y, self.front(x, y)], axis=1) @ turn
+
+
+class Head:
+  """Geometry of one head in one pose.
+
+  `depth`, `x`, `y` are float32 [rows, columns]: the visible surface point of each cell of the grid inside the box
+  (`rows`, `columns`), in head coordinates (`depth` along the view), meaningful inside `outline`.
+  """
+
+  def __init__(self, solid: Solid, pose: Pose):
+    self.pose = pose
+    self._solid = solid
+    self._sin = np.sin([pose.yaw, pose.pitch, pose.roll]).tolist()
+    self._cos = np.cos([pose.yaw, pose.pitch, pose.roll]).tolist()
+    (sin_yaw, sin_pitch, sin_roll), (cos_yaw, cos_pitch, cos_roll) = self._sin, self._cos
+    upright = _turn(sin_yaw, cos_yaw, sin_pitch, cos_pitch)
+    roll = np.array([[cos_roll, sin_roll], [-sin_roll, cos_roll]])
+    self._axes = (pose.scale * upright @ roll).astype(np.float32)
+    self._origin = np.array([pose.x, pose.y], np.float32)
+    self._intersect()
+
+  def project(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Head coordinates [N] each -> picture units [N, 2]."""
+    points = np.empty((len(x), 3), np.float32)
+    points[:, 0], points[:, 1], points[:, 2] = x, y, z
+    return points @ self._axes + self._origin
+
+  def on_face(self, points: np.ndarray) -> np.ndarray:
+    """Points (x, y) [N, 2] on the front of the face -> picture units [N, 2]."""
+    x, y = np.ascontiguousarray(np.asarray(points, np.float32).T)
+    return self.project(x, y, self._solid.front(x, y))
 
   def foreshortened(self, points: np.ndarray) -> np.ndarray:
     """Offsets (x, y) [N, 2] on a plate that faces forward from the head -> offsets on the screen, in head units."""
@@ -143,7 +173,7 @@ class Head:
 
     `clamp` moves points that lie behind the outline onto it.
     """
-    width, depth, center = self.sections(y)
+    width, depth, center = self._solid.sections(y)
     if clamp:
       turn = np.arctan2(depth * self._sin[0], width * self._cos[0])
       angle = clip(angle, -np.pi / 2 - turn, np.pi / 2 - turn)
@@ -153,7 +183,7 @@ class Head:
   def outline(self) -> np.ndarray:
     """The head's silhouette, ears and hair left out -> picture units [60, 2]."""
     # Heights gather at crown and chin, where the outline turns.
-    y = (_CROWN_Y + self._shape.chin_y) / 2 + (self._shape.chin_y - _CROWN_Y) / 2 * _OUTLINE_HEIGHTS
+    y = (_CROWN_Y + self._solid.chin_y) / 2 + (self._solid.chin_y - _CROWN_Y) / 2 * _OUTLINE_HEIGHTS
     return self.around(_BEHIND, np.concatenate([y, y[::-1]]))
 
   def head_units(self, px: np.ndarray, py: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +208,7 @@ class Head:
     y = (v + along * sin_pitch) * (1 / cos_pitch)
     at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
     width, depth, center = cv2.split(
-      cv2.remap(self._table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+      cv2.remap(self._solid.table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     )
     a, b = width * cos_yaw, depth * sin_yaw
     reach = np.sqrt(a * a + b * b)
@@ -191,7 +221,7 @@ class Head:
     shape = (2 * (right - left), 2 * (bottom - top))
     bare = cv2.resize(cv2.merge([x, y, depth, depth]), shape, interpolation=cv2.INTER_LINEAR)
     x, y = cv2.extractChannel(bare, 0), cv2.extractChannel(bare, 1)
-    relief = self._at_surface(self._relief, x, y)
+    relief = self._solid.raised(x, y)
     # A point raised by d along z appears this many grid cells away from where it would lie unraised.
     du, dv = sin_yaw, -cos_yaw * sin_pitch
     cells = self.pose.scale * GRID
@@ -204,15 +234,10 @@ class Head:
     self.x, self.y, depth, _ = cv2.split(bare)
     self.depth = depth + lift * np.float32(cos_yaw * cos_pitch)
 
-  @staticmethod
-  def _at_surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    column, row = (x - _RELIEF_X[0]) * _PER_RELIEF_X, (y - _RELIEF_Y[0]) * _PER_RELIEF_Y
-    return cv2.remap(texture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
   def over_face(self, *patterns: Terms) -> Sequence[np.ndarray]:
     """Patterns of Gaussians in face coordinates, seen on the head's box of the grid -> each float32 [rows, columns]."""
     flat = cv2.merge(gaussians(patterns, _RELIEF_X, _RELIEF_Y))
-    return cv2.split(self._at_surface(flat, self.x, self.y))
+    return cv2.split(_at_surface(flat, self.x, self.y))
 
   @staticmethod
   def _march(relief: np.ndarray, shift: tuple[float, float]) -> np.ndarray:

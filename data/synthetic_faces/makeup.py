@@ -1,9 +1,18 @@
-"""The makeup layer: what is put on, and nothing about how a face is built. Opacities and strengths are in [0, 1]."""
+"""The makeup layer: what is put on, and nothing about how a face is built. Opacities and strengths are in [0, 1].
+
+Two faces wear the same makeup when these numbers are the same: the same products, laid on as thickly. Lip colour, eye
+shadow and blush cover by their opacity, so that what they let through is the wearer's own; liner and lashes are as
+dark on everyone; brows become darker by the same share of their own colour. Foundation is the wearer's shade, as it is
+in life: it evens out and brightens the skin it lies on by the same share, and carries no colour from face to face.
+"""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
+
+from jaxface.errors import UserError
 
 from .canvas import srgb
 
@@ -23,17 +32,19 @@ _LIPS = [
 _SHADOWS = [
   srgb(*c)
   for c in [
-    (96, 60, 120),
-    (60, 70, 130),
-    (140, 76, 50),
-    (176, 100, 92),
-    (50, 46, 50),
-    (40, 110, 120),
-    (184, 130, 70),
-    (170, 60, 110),
+    (112, 56, 150),
+    (48, 76, 160),
+    (146, 76, 44),
+    (186, 92, 96),
+    (46, 42, 46),
+    (28, 118, 124),
+    (196, 136, 60),
+    (182, 58, 116),
   ]
 ]
 _BLUSHES = [srgb(226, 90, 90), srgb(232, 110, 84), srgb(220, 84, 124)]
+
+_CHANNELS = ('red', 'green', 'blue')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +69,29 @@ class Makeup:
     flat = {}
     for name, value in vars(self).items():
       if isinstance(value, np.ndarray):
-        flat |= {f'{name}_{c}': math.sqrt(v) for c, v in zip(('red', 'green', 'blue'), value.tolist(), strict=True)}
+        flat |= {f'{name}_{c}': math.sqrt(v) for c, v in zip(_CHANNELS, value.tolist(), strict=True)}
       else:
         flat[name] = value
     return flat
+
+  @classmethod
+  def of(cls, parameters: Mapping[str, float]) -> 'Makeup':
+    """The makeup with these `parameters()`; UserError where one is missing, unknown, or outside of [0, 1]."""
+    left, values = dict(parameters), {}
+    try:
+      for field in dataclasses.fields(cls):
+        if field.type is np.ndarray:
+          values[field.name] = np.float32([left.pop(f'{field.name}_{c}') ** 2 for c in _CHANNELS])
+        else:
+          values[field.name] = float(left.pop(field.name))
+    except KeyError as error:
+      raise UserError(f'makeup: no parameter {error}; take all that `render` gives a face') from error
+    if left:
+      raise UserError(f'makeup: unknown {", ".join(left)}; take only what `render` gives a face')
+    for name, value in parameters.items():
+      if not 0 <= value <= 1:
+        raise UserError(f'makeup: {name}={value}; choose from 0 to 1')
+    return cls(**values)
 
 
 def draw_makeup(dice) -> Makeup:
@@ -72,15 +102,15 @@ def draw_makeup(dice) -> Makeup:
 
   return Makeup(
     lip=jitter(_LIPS),
-    lip_opacity=dice.range(0.55, 0.95),
+    lip_opacity=dice.range(0.7, 0.95),
     lip_gloss=dice.range(0.0, 1.0),
     shadow=jitter(_SHADOWS),
-    shadow_opacity=dice.range(0.35, 0.8),
+    shadow_opacity=dice.range(0.5, 0.9),
     liner=dice.range(0.3, 1.0),
     lash=dice.range(0.3, 1.0),
     blush=jitter(_BLUSHES),
-    blush_opacity=dice.range(0.15, 0.5),
+    blush_opacity=dice.range(0.2, 0.6),
     foundation=dice.range(0.3, 0.9),
     foundation_lift=dice.range(0.0, 0.10),
-    brow=dice.range(0.1, 0.7),
+    brow=dice.range(0.2, 0.8),
   )

@@ -5,8 +5,10 @@ is seen is painted at the picture's own size with antialiased masks (`canvas`, `
 multiplied, over a background (`backdrop`).
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import cv2
@@ -14,12 +16,13 @@ import numpy as np
 
 from jaxface import labels
 
+from .alignment import align
 from .backdrop import draw_backdrop
 from .body import Body
 from .canvas import Canvas
 from .features import paint_features
 from .hair import Hair, covers_ears
-from .head import GRID, Head
+from .head import GRID, Head, Solid
 from .lighting import Relief, illuminate
 from .makeup import Makeup
 from .scene import Dice, Scene, draw_scene
@@ -62,15 +65,26 @@ class Face(NamedTuple):
   makeup: dict[str, float]
 
 
-def render(seed: int, index: int, *, size: int = 144, makeup: bool = False) -> Face:
+def render(
+  seed: int, index: int, *, size: int = 144, makeup: bool | Mapping[str, float] = False, aligned: bool = False
+) -> Face:
   """Face number `index` of the endless set that `seed` stands for, `size` pixels square.
 
-  The same person, pose, light, surroundings and noise with and without `makeup`, and at any size.
+  The same person, pose, light, surroundings and noise with and without makeup, and at any size. `makeup` True is the
+  face's own; the parameters of another face's are worn instead of it (`makeup.py` says what is the same on everyone).
+  `aligned` moves the head so that the eyes lie where `alignment.py` says; it changes nothing else.
   """
   rng = np.random.default_rng([seed, index])
   scene = draw_scene(rng)
   backdrop = draw_backdrop(Dice(rng))
-  stage = _Stage(scene, scene.makeup if makeup else None, size, rng.random((160, 4), np.float32))
+  jitter = rng.random((160, 4), np.float32)
+  if not isinstance(makeup, bool):
+    scene = dataclasses.replace(scene, makeup=Makeup.of(makeup))
+  solid = Solid(scene.shape, scene.features)
+  if aligned:
+    pose = align(scene.pose, solid, scene.features, jitter[141].reshape(2, 2))
+    scene = dataclasses.replace(scene, pose=pose)
+  stage = _Stage(scene, solid, scene.makeup if makeup else None, size, jitter)
   stage.paint_behind()
   stage.paint_head()
   stage.paint_worn()
@@ -80,10 +94,10 @@ def render(seed: int, index: int, *, size: int = 144, makeup: bool = False) -> F
 class _Stage:
   """One picture in the making: its layers are painted, and their shapes raised for the light, back to front."""
 
-  def __init__(self, scene: Scene, makeup: Makeup | None, size: int, jitter: np.ndarray):
+  def __init__(self, scene: Scene, solid: Solid, makeup: Makeup | None, size: int, jitter: np.ndarray):
     self.scene, self.makeup, self.jitter = scene, makeup, jitter
     self.canvas = Canvas(size)
-    self.head = Head(scene.shape, scene.features, scene.pose)
+    self.head = Head(solid, scene.pose)
     self.hair = Hair(self.head, scene, jitter[:90])
     self.hat = Hat(self.head, scene) if scene.wear.hat else None
     self.relief = Relief(1 / (scene.pose.scale * GRID))

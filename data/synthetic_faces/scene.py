@@ -141,6 +141,11 @@ class Features:
   ear_size: float
   ear_out: float
 
+  @property
+  def eye_y(self) -> float:
+    """Height of the middle of the open eyes."""
+    return -0.18 * self.eye_open
+
 
 @dataclasses.dataclass(frozen=True)
 class Skin:

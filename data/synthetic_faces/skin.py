@@ -36,7 +36,11 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
   if makeup:
     patterns += [
       [(1.0, 0.62, 0.20, 0.42, 0.13)],
-      [(1.05, eye_x + 0.03, 0.19, -0.09, 0.07), (0.5, eye_x + 0.16, 0.10, -0.05, 0.06)],
+      [
+        (1.05, eye_x + 0.01, 0.19, -0.13, 0.065),
+        (0.6, eye_x + 0.19, 0.10, -0.11, 0.07),
+        (0.3, eye_x + 0.06, 0.15, 0.10, 0.035),
+      ],
     ]
   flush, hollow, *pigmented = head.over_face(*patterns)
   blotches = tiles.sample(tiles.clouds, x * 0.45 + skin.offset, y * 0.45)
@@ -59,7 +63,7 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
       (clip(1.15 * shadow, 0, 1) * makeup.shadow_opacity, makeup.shadow),
     ):
       # Pigment tints the skin below it rather than hiding it.
-      tint = 0.55 * pigment + 0.45 * np.sqrt(pigment * skin.color)
+      tint = 0.7 * pigment + 0.3 * np.sqrt(pigment * skin.color)
       for plane, stain in zip(planes, tint.tolist(), strict=True):
         plane += (stain - plane) * opacity
   picture = cv2.convertScaleAbs(np.sqrt(cv2.merge(planes)), alpha=255)

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from jaxface import labels
 from jaxface.errors import UserError
 
+from .references import reference_index
 from .render import render
 
 # Starting a process costs about as much as rendering this many faces.
@@ -31,19 +32,21 @@ class SyntheticFacesConfig(tfds.core.BuilderConfig):
     size: side of the square pictures, pixels.
     count: number of faces, over all splits.
     seed: which endless set of faces they are the first `count` of.
-    makeup_pairs: also store every face with makeup, and the makeup's parameters.
+    makeup_pairs: also store every face with makeup, the makeup's parameters, and somebody else who wears the same.
+    aligned: the eyes of all faces lie at the same two points, up to a small error.
   """
 
   size: int = 144
   count: int = 10_000
   seed: int = 0
   makeup_pairs: bool = False
+  aligned: bool = False
 
 
 def make_config(
-  *, size: int = 144, count: int = 10_000, seed: int = 0, makeup_pairs: bool = False
+  *, size: int = 144, count: int = 10_000, seed: int = 0, makeup_pairs: bool = False, aligned: bool = False
 ) -> SyntheticFacesConfig:
-  """A config named after its size: `faces_<size>` or `makeup_<size>`."""
+  """A config: `faces_<size>`, `faces_aligned_<size>`, `makeup_<size>`, `makeup_aligned_<size>`."""
   if size < 16:
     raise UserError(f'size={size} is too small for a face; choose 16 pixels or more')
   if count < 1:
@@ -51,7 +54,14 @@ def make_config(
   if seed < 0:
     raise UserError(f'seed={seed} is negative; choose 0 or more')
   kind = 'makeup' if makeup_pairs else 'faces'
-  return SyntheticFacesConfig(name=f'{kind}_{size}', size=size, count=count, seed=seed, makeup_pairs=makeup_pairs)
+  return SyntheticFacesConfig(
+    name=f'{kind}_aligned_{size}' if aligned else f'{kind}_{size}',
+    size=size,
+    count=count,
+    seed=seed,
+    makeup_pairs=makeup_pairs,
+    aligned=aligned,
+  )
 
 
 def split_indices(count: int) -> dict[str, list[int]]:
@@ -68,10 +78,11 @@ def split_indices(count: int) -> dict[str, list[int]]:
 class Builder(tfds.core.ShardBasedBuilder):
   """Rendered faces with exact label maps."""
 
-  VERSION = tfds.core.Version('1.1.0')
+  VERSION = tfds.core.Version('1.2.0')
   RELEASE_NOTES = {  # noqa: RUF012 - TFDS reads a plain class attribute
     '1.0.0': 'First release.',
     '1.1.0': 'Rendered in less time; the same people before other backgrounds.',
+    '1.2.0': 'Aligned faces; with makeup pairs somebody else who wears the makeup, which is seen more clearly.',
   }
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -79,7 +90,12 @@ class Builder(tfds.core.ShardBasedBuilder):
     features = {'id': tfds.features.Text(), 'image': _picture(3), 'label': _picture(1)}
     if config.makeup_pairs:
       names = render(0, 0, size=16).makeup
-      features |= {'makeup_image': _picture(3), 'makeup': {name: tfds.features.Scalar(np.float32) for name in names}}
+      features |= {
+        'makeup_image': _picture(3),
+        'makeup': {name: tfds.features.Scalar(np.float32) for name in names},
+        'reference_image': _picture(3),
+        'reference_label': _picture(1),
+      }
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(features),
       metadata=tfds.core.MetadataDict(
@@ -88,6 +104,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         seed=config.seed,
         count=config.count,
         size=config.size,
+        aligned=config.aligned,
       ),
     )
 
@@ -106,12 +123,14 @@ class Builder(tfds.core.ShardBasedBuilder):
   def _shard_length(self) -> int:
     """Faces a shard: TFDS holds one shard in memory."""
     config = self.builder_config
-    return max(1, _SHARD_BYTES // (config.size**2 * (4 if config.makeup_pairs else 2)))
+    return max(1, _SHARD_BYTES // (config.size**2 * (6 if config.makeup_pairs else 2)))
 
   def _generate_examples(self, indices: Iterable[int]) -> Iterator[tuple[str, dict]]:
     """Yields (key, example) in order of the indices."""
     config, indices = self.builder_config, list(indices)
-    make = functools.partial(_example, size=config.size, seed=config.seed, makeup_pairs=config.makeup_pairs)
+    make = functools.partial(
+      _example, size=config.size, seed=config.seed, makeup_pairs=config.makeup_pairs, aligned=config.aligned
+    )
     workers = min(os.cpu_count() or 1, len(indices) // _WORTH_A_POOL)
     if workers < 2:
       yield from map(_readable, map(make, indices))
@@ -125,14 +144,21 @@ def _picture(channels: int) -> tfds.features.Image:
   return tfds.features.Image(shape=(None, None, channels), dtype=np.uint8, encoding_format='png')
 
 
-def _example(index: int, *, size: int, seed: int, makeup_pairs: bool) -> tuple[str, dict]:
+def _example(index: int, *, size: int, seed: int, makeup_pairs: bool, aligned: bool) -> tuple[str, dict]:
   """Renders one example; pictures as encoded bytes, which travel between processes at half the size."""
   key = f'{index:08d}'
-  face = render(seed, index, size=size)
+  drawn = functools.partial(render, seed, size=size, aligned=aligned)
+  face = drawn(index)
   example = {'id': key, 'image': _png(face.image[..., ::-1]), 'label': _png(face.label)}
   if makeup_pairs:
-    made_up = render(seed, index, size=size, makeup=True)
-    example |= {'makeup_image': _png(made_up.image[..., ::-1]), 'makeup': made_up.makeup}
+    made_up = drawn(index, makeup=True)
+    reference = drawn(reference_index(seed, index), makeup=face.makeup)
+    example |= {
+      'makeup_image': _png(made_up.image[..., ::-1]),
+      'makeup': face.makeup,
+      'reference_image': _png(reference.image[..., ::-1]),
+      'reference_label': _png(reference.label),
+    }
   return key, example
 
 

@@ -12,6 +12,8 @@ import pytest
 from jaxface import labels
 from jaxface.errors import UserError
 from jaxface_data.synthetic_faces import synthetic_faces_dataset_builder as builder_module
+from jaxface_data.synthetic_faces.alignment import EYE_DISTANCE, EYE_ERROR, EYE_LEVEL
+from jaxface_data.synthetic_faces.references import reference_index
 from jaxface_data.synthetic_faces.render import render
 from jaxface_data.synthetic_faces.synthetic_faces_dataset_builder import Builder, make_config, split_indices
 
@@ -127,6 +129,110 @@ def test_makeup_changes_the_face_alone():
   assert np.mean(changed) > 10
 
 
+def _eyes(face):
+  """Centres of the eyes, [2, 2], in sides of the picture; nan where one is hidden for the most part."""
+  masks = [face.label == labels.index(name) for name in ('r_eye', 'l_eye')]
+  side = len(face.label)
+  seen = [mask.sum() > side**2 / 500 for mask in masks]
+  centers = [np.argwhere(m).mean(0)[::-1] if s else [np.nan] * 2 for m, s in zip(masks, seen, strict=True)]
+  return (np.array(centers) + 0.5) / side
+
+
+def test_aligned_eyes_lie_at_fixed_points(faces):
+  aligned = np.array([_eyes(render(0, index, size=96, aligned=True)) for index in range(60)])
+  expected = [[0.5 - EYE_DISTANCE / 2, EYE_LEVEL], [0.5 + EYE_DISTANCE / 2, EYE_LEVEL]]
+  missed = np.hypot(*np.moveaxis(aligned - expected, -1, 0))
+  # Turned heads keep their eyes closer, and noses hide corners of eyes: a mask's centre is a little off its eye's.
+  assert np.nanmax(missed) < EYE_ERROR + 0.02
+  assert 0.3 * EYE_ERROR < np.nanmedian(missed) < EYE_ERROR
+  assert np.nanstd(aligned, 0).max() < 0.5 * np.nanstd([_eyes(face) for face in faces], 0).min()
+
+
+def test_alignment_keeps_the_face_in_view():
+  for index in range(60):
+    label = render(0, index, size=64, aligned=True).label
+    assert not np.isin(label[-1], [labels.index(name) for name in ('skin', 'u_lip', 'l_lip', 'nose')]).any(), index
+
+
+def test_alignment_moves_the_head_and_nothing_else():
+  for index in range(6):
+    free, aligned = (render(0, index, size=96, aligned=on) for on in (False, True))
+    behind = (free.label == 0) & (aligned.label == 0)
+    # Stray hairs and blur reach a little over the label's edge.
+    behind = cv2.erode(behind.astype(np.uint8), np.ones((13, 13), np.uint8), borderValue=1) > 0
+    np.testing.assert_array_equal(free.image[behind], aligned.image[behind])
+    assert not np.array_equal(free.label, aligned.label)
+    assert free.makeup == aligned.makeup
+
+
+def test_references_are_nobody_of_the_dataset_and_show_their_makeup():
+  indices = [reference_index(0, index) for index in range(40)]
+  assert indices == [reference_index(0, index) for index in range(40)]
+  assert len(set(indices)) == 40
+  assert min(indices) >= 2**32
+  eyes = [labels.index('l_eye'), labels.index('r_eye')]
+  for index in indices:
+    label = render(0, index, size=48).label
+    assert np.isin(label, eyes).any(), index
+
+
+def test_makeup_looks_alike_on_a_face_and_on_its_reference():
+  looks = []
+  for index in range(30):
+    face = render(0, index, size=64)
+    made_up = render(0, index, size=64, makeup=True)
+    reference = render(0, reference_index(0, index), size=64, makeup=face.makeup)
+    assert reference.makeup == face.makeup
+    looks.append([_lip_hue(one) for one in (face, made_up, reference)])
+  bare, made_up, reference = np.moveaxis(np.array(looks), 1, 0)
+  assert np.corrcoef(made_up.ravel(), reference.ravel())[0, 1] > 0.8
+  assert np.abs(made_up - reference).mean() < 0.6 * np.abs(bare - reference).mean()
+
+
+def _lip_hue(face):
+  lips = face.image[np.isin(face.label, [labels.index('u_lip'), labels.index('l_lip')])].astype(float).mean(0)
+  return np.diff(lips / lips.mean())
+
+
+def test_anybody_can_wear_the_parameters_of_a_makeup(faces):
+  own = render(0, 8, size=SIZE, makeup=True)
+  np.testing.assert_array_equal(render(0, 8, size=SIZE, makeup=own.makeup).image, own.image)
+  # As a dataset stores them.
+  stored = {name: np.float32(value) for name, value in own.makeup.items()}
+  again = render(0, 8, size=SIZE, makeup=stored)
+  assert np.abs(again.image.astype(int) - own.image).max() <= 1
+  assert all(type(value) is float for value in again.makeup.values())
+  others = render(0, 8, size=SIZE, makeup=faces[2].makeup)
+  assert others.makeup == faces[2].makeup
+  assert np.abs(others.image.astype(int) - own.image).max() > 20
+
+
+def test_impossible_makeup_is_refused(faces):
+  makeup = faces[0].makeup
+  with pytest.raises(UserError, match='lip_opacity=1.5'):
+    render(0, 0, size=16, makeup=makeup | {'lip_opacity': 1.5})
+  with pytest.raises(UserError, match='unknown lips'):
+    render(0, 0, size=16, makeup=makeup | {'lips': 0.5})
+  with pytest.raises(UserError, match="no parameter 'lip_red'"):
+    render(0, 0, size=16, makeup={'lip_opacity': 0.5})
+
+
+def test_eye_shadow_and_blush_can_be_seen():
+  changed = {'lids': [], 'cheeks': []}
+  for index in range(30):
+    bare, made_up = (render(0, index, size=96, makeup=on, aligned=True) for on in (False, True))
+    difference = np.abs(bare.image.astype(int) - made_up.image).max(-1)
+    eyes = np.isin(bare.label, [labels.index('l_eye'), labels.index('r_eye')]).astype(np.uint8)
+    # From the upper lid up to below the brow.
+    above = cv2.dilate(np.roll(eyes, -3, 0), np.ones((5, 3), np.uint8)) > eyes
+    skin = bare.label == labels.index('skin')
+    if eyes.any():
+      changed['lids'].append(difference[above & skin].mean())
+      changed['cheeks'].append(np.percentile(difference[skin], 90))
+  assert np.mean(changed['lids']) > 20
+  assert np.mean(changed['cheeks']) > 12
+
+
 @pytest.mark.parametrize('index', [0, 3, 16, 27])
 def test_a_scene_looks_the_same_at_any_size(index):
   small, large = (render(0, index, size=size) for size in (64, 128))
@@ -145,29 +251,42 @@ def test_makeup_parameters_are_named_floats(faces):
   assert {'lip_red', 'lip_opacity', 'shadow_opacity', 'blush_opacity', 'foundation', 'brow'} <= set(faces[0].makeup)
 
 
-@pytest.mark.parametrize('makeup_pairs', [False, True])
-def test_prepared_examples_equal_rendered_ones(tmp_path, makeup_pairs):
-  config = make_config(size=32, count=30, seed=3, makeup_pairs=makeup_pairs)
+@pytest.mark.parametrize(
+  ('options', 'name'),
+  [
+    ({}, 'faces_32'),
+    ({'aligned': True}, 'faces_aligned_32'),
+    ({'makeup_pairs': True}, 'makeup_32'),
+    ({'makeup_pairs': True, 'aligned': True}, 'makeup_aligned_32'),
+  ],
+)
+def test_prepared_examples_equal_rendered_ones(tmp_path, options, name):
+  config = make_config(size=32, count=30, seed=3, **options)
   builder = Builder(data_dir=tmp_path, config=config, file_format='array_record')
   builder.download_and_prepare()
-  assert config.name == ('makeup_32' if makeup_pairs else 'faces_32')
+  assert config.name == name
   sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
   assert sizes == {
     'train': 24,
     'validation': 3,
     'test': 3,
   }
-  facts = {'label_order': 'celebamask_hq', 'seed': 3, 'count': 30, 'size': 32}
+  aligned = options.get('aligned', False)
+  facts = {'label_order': 'celebamask_hq', 'seed': 3, 'count': 30, 'size': 32, 'aligned': aligned}
   assert facts.items() <= builder.info.metadata.items()
   seen = []
   for split, indices in split_indices(30).items():
     for index, example in zip(indices, builder.as_data_source(split=split), strict=True):
-      face = render(3, index, size=32)
+      face = render(3, index, size=32, aligned=aligned)
       assert example['id'].decode() == f'{index:08d}'
       np.testing.assert_array_equal(example['image'], face.image)
       np.testing.assert_array_equal(example['label'][..., 0], face.label)
-      if makeup_pairs:
-        np.testing.assert_array_equal(example['makeup_image'], render(3, index, size=32, makeup=True).image)
+      if 'makeup_pairs' in options:
+        made_up = render(3, index, size=32, aligned=aligned, makeup=True)
+        reference = render(3, reference_index(3, index), size=32, aligned=aligned, makeup=face.makeup)
+        np.testing.assert_array_equal(example['makeup_image'], made_up.image)
+        np.testing.assert_array_equal(example['reference_image'], reference.image)
+        np.testing.assert_array_equal(example['reference_label'][..., 0], reference.label)
         assert example['makeup'] == pytest.approx(face.makeup)
       seen.append(index)
   assert sorted(seen) == list(range(30))

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from jaxface.cli import main
 from jaxface.errors import UserError
 from jaxface.prepare import find_prepared, prepare
 
@@ -20,3 +21,13 @@ def test_another_seed_is_not_mistaken_for_the_same_faces(tmp_path):
   with pytest.raises(UserError, match='overwrite'):
     prepare('synthetic_faces', data_dir=tmp_path, size=16, count=10, seed=1)
   prepare('synthetic_faces', data_dir=tmp_path, size=16, count=10, seed=1, overwrite=True)
+
+
+@pytest.mark.parametrize('flags', ['', ' --makeup-pairs', ' --aligned', ' --makeup-pairs --aligned'])
+def test_the_command_that_is_told_makes_what_was_missing(flags, tmp_path):
+  name = f'{"makeup" if "pairs" in flags else "faces"}{"_aligned" if "aligned" in flags else ""}_16'
+  command = f'prepare synthetic_faces --size 16{flags}'
+  with pytest.raises(UserError, match=f'jaxface {command} --data-dir'):
+    find_prepared(tmp_path, f'synthetic_faces/{name}')
+  main([*command.split(), '--count', '1', '--data-dir', str(tmp_path)])
+  assert find_prepared(tmp_path, f'synthetic_faces/{name}').is_dir()

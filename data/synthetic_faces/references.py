@@ -1,0 +1,23 @@
+"""Whom to take makeup from: for every face another one on whom its makeup can be seen."""
+
+import itertools
+
+import numpy as np
+
+from .scene import Scene, draw_scene
+
+# No dataset has as many faces: nobody is both a face and a reference, or a reference twice, in whatever split.
+_APART = 2**32
+# A head that turns further shows one cheek and one eye.
+_MOST_TURN = 0.4
+
+
+def reference_index(seed: int, index: int) -> int:
+  """Index of the face of the same `seed` that wears the makeup of face `index` as a reference."""
+  candidates = itertools.count(index + _APART, _APART)
+  return next(i for i in candidates if _shows_makeup(draw_scene(np.random.default_rng([seed, i]))))
+
+
+def _shows_makeup(scene: Scene) -> bool:
+  dark_lenses = scene.wear.glasses and scene.wear.lens_opacity > 0.5
+  return not (dark_lenses or scene.skin.beard or scene.skin.stubble) and abs(scene.pose.yaw) < _MOST_TURN
