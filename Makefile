@@ -13,7 +13,7 @@ DEMO := build/demo
 
 # Faces, a small VAE, its evaluation and its pictures; run again, it goes on where it was.
 demo: .venv/installed
-	$(BIN)/jaxface prepare synthetic_faces --size 48 --count 6000 --data-dir $(DEMO)/data
+	$(BIN)/jaxface prepare synthetic_faces --size 48 --aligned --count 20000 --data-dir $(DEMO)/data
 	$(BIN)/jaxface train --config experiments/vae.py:mask_ssim_l2,demo --data-dir $(DEMO)/data --workdir $(DEMO)/run
 	$(BIN)/jaxface evaluate --workdir $(DEMO)/run --out $(DEMO)/evaluation
 	$(BIN)/jaxface sample --workdir $(DEMO)/run --count 36 --out $(DEMO)/samples.png

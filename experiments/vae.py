@@ -89,7 +89,7 @@ def get_config(arg: str = 'mask_ssim_l2') -> ml_collections.ConfigDict:
   config.best_is = 'lowest'  # Or 'highest'.
 
   if 'demo' in flags:
-    config.data.name = 'synthetic_faces/faces_48'
+    config.data.name = 'synthetic_faces/faces_aligned_48'
     config.model.image_size = 48
     config.model.width_multiplier = 0.25
     config.model.latent_dim = 128

@@ -66,3 +66,46 @@ def _shift(key: jax.Array, value: jax.Array, pixels: int) -> jax.Array:
   planes = value if value.ndim == 3 else value[..., None]
   padded = jnp.pad(planes, ((pixels, pixels), (pixels, pixels), (0, 0)), mode='edge')
   return pix.random_crop(key, padded, planes.shape).reshape(value.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+  """Which square of a picture a network sees, and whether mirrored; one draw for a picture and all that goes with it.
+
+  Attributes:
+    crop_size: side of the square.
+    random_crop: in training, anywhere in the picture; otherwise, and in evaluation, in its middle.
+    flip: in training, mirror half of the rows; left and right labels change places.
+  """
+
+  crop_size: int
+  random_crop: bool = False
+  flip: bool = False
+
+  def centred(self, fields: Batch) -> Batch:
+    """The middle of every field [B, S, S] or [B, S, S, C]."""
+    return {name: self._cut(value, self._middle(value), axis=1) for name, value in fields.items()}
+
+  def drawn(self, fields: Batch, keys: jax.Array) -> Batch:
+    """A square of every row of the fields, drawn by the row's key; keys [B]."""
+    return jax.vmap(self._drawn_one)(fields, keys)
+
+  def _drawn_one(self, example: Batch, key: jax.Array) -> Batch:
+    crop_key, flip_key = jax.random.split(key)
+    size = next(iter(example.values())).shape[0]
+    offset = (size - self.crop_size) // 2
+    if self.random_crop:
+      offset = jax.random.randint(crop_key, (2,), 0, size - self.crop_size + 1)
+    example = {name: self._cut(value, offset, axis=0) for name, value in example.items()}
+    if self.flip:
+      mirrored = jax.random.bernoulli(flip_key)
+      example = {name: jnp.where(mirrored, flip(name, value), value) for name, value in example.items()}
+    return example
+
+  def _middle(self, value: jax.Array) -> int:
+    return (value.shape[1] - self.crop_size) // 2
+
+  def _cut(self, value: jax.Array, offset: jax.Array | int, axis: int) -> jax.Array:
+    row, column = jnp.broadcast_to(jnp.asarray(offset), (2,))
+    value = jax.lax.dynamic_slice_in_dim(value, row, self.crop_size, axis)
+    return jax.lax.dynamic_slice_in_dim(value, column, self.crop_size, axis + 1)

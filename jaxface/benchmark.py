@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxface import input_pipeline
+from jaxface import input_pipeline, labels
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.parallel import Engine, JitEngine, PmapEngine, check_batch_size, make_mesh
@@ -95,12 +95,12 @@ def _cost(compiled: Any, device_count: int) -> Row:
 
 def _random_batch(config: ConfigDict, engine: Engine, rows: int) -> input_pipeline.NumpyBatch:
   size, rng = config.model.image_size, np.random.default_rng(0)
-  planes = {'label': (), 'mask': (1,)}
-  fields = (*engine.task.batch_fields, *engine.task.optional_fields)
-  batch = {
-    field: rng.integers(0, 19 if field == 'label' else 256, (rows, size, size, *planes.get(field, (3,))), np.uint8)
-    for field in fields
-  }
+  # Kind of field -> (levels, planes).
+  kinds = {'image': (256, (3,)), 'label': (labels.NUM_CLASSES, ()), 'mask': (256, (1,))}
+  batch = {}
+  for field in (*engine.task.batch_fields, *engine.task.optional_fields):
+    levels, planes = kinds[field.rpartition('_')[-1]]
+    batch[field] = rng.integers(0, levels, (rows, size, size, *planes), np.uint8)
   return {**batch, 'row': np.arange(rows, dtype=np.int32), 'weight': np.ones(rows, np.float32)}
 
 

@@ -79,6 +79,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     out=args.out,
     batch_size=args.batch_size,
     metrics=args.metrics.split(',') if args.metrics else (),
+    draws=args.draws,
     allow_few=args.allow_few,
     weights_dir=args.weights_dir,
   )
@@ -182,8 +183,13 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--data-dir', type=Path)
   sub.add_argument('--batch-size', type=int, help="default: the run's own")
   sub.add_argument('--out', type=Path, help='folder for results.json and comparison.png; default WORKDIR/evaluation')
-
-  sub.add_argument('--metrics', help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid')
+  sub.add_argument(
+    '--metrics',
+    help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid; of makeup also diversity-alex, identity',
+  )
+  sub.add_argument(
+    '--draws', type=int, default=0, help='makeup: give every target so many references, drawn at random (paper: 10)'
+  )
   sub.add_argument('--allow-few', action='store_true', help='FID of few pictures, knowing that it means little')
   sub.add_argument('--weights-dir', type=Path, help='where `jaxface convert` has put the networks of --metrics')
 

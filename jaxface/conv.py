@@ -1,11 +1,13 @@
 """3x3 convolutions, their stride-2 transposes and 2x2 max pooling, with gradients that are fast on a CPU too.
 
+Also `conv_valid`, a convolution without padding of any size and stride.
+
 A convolution, its transpose and its kernel gradient are the three gradients of one trilinear form
 
     form(x, kernel, y) = sum over b, i, o, p, t of  y[b, p, o] kernel[t, i, o] x[b, stride * p + t - pad, i]
 
-(p runs over y's pixels, t over the 3x3 taps, x is 0 outside), with respect to y, to x and to the kernel. Each of the
-three is therefore differentiated by the other two, to any order (in reverse mode).
+(p runs over y's pixels, t over the kernel's taps, x is 0 outside), with respect to y, to x and to the kernel. Each of
+the three is therefore differentiated by the other two, to any order (in reverse mode).
 
 XLA runs the first two well nearly everywhere. On CPU it writes a kernel gradient as a convolution with a picture-sized
 window, 3 to 20 times slower than the matrix products below, which only a program lowered for CPU contains; so it is
@@ -38,22 +40,24 @@ class _Geometry(NamedTuple):
   width: int
   out_height: int
   out_width: int
+  size: int = 3
 
   def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros before and after x's rows and columns that make it yield exactly y's."""
-    sizes = ((self.height, self.out_height), (self.width, self.out_width))
-    return tuple((self.pad, self.stride * (out - 1) + 3 - size - self.pad) for size, out in sizes)
+    sides = ((self.height, self.out_height), (self.width, self.out_width))
+    return tuple((self.pad, self.stride * (out - 1) + self.size - side - self.pad) for side, out in sides)
 
   def mirrored(self) -> '_Geometry':
     """With stride 1 a transposed convolution is a convolution by the flipped kernel, in this geometry."""
-    return _Geometry(1, 2 - self.pad, self.out_height, self.out_width, self.height, self.width)
+    pad = self.size - 1 - self.pad
+    return _Geometry(1, pad, self.out_height, self.out_width, self.height, self.width, self.size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """d form / d y, [B, h, w, O]."""
   by_window = functools.partial(_convolve_by_window, geometry)
-  if max(geometry.height, geometry.width) > _TINY:
+  if max(geometry.height, geometry.width) > _TINY or geometry.size != 3:
     return by_window(x, kernel)
   by_product = functools.partial(_convolve_by_product, geometry)
   return lax.platform_dependent(x, kernel, cpu=by_product, default=by_window)
@@ -69,7 +73,7 @@ def _transpose(geometry: _Geometry, y: jax.Array, kernel: jax.Array) -> jax.Arra
     y,
     flipped,
     (1, 1),
-    tuple((2 - before, 2 - after) for before, after in geometry.padding()),
+    tuple((geometry.size - 1 - before, geometry.size - 1 - after) for before, after in geometry.padding()),
     lhs_dilation=(geometry.stride, geometry.stride),
     dimension_numbers=_LAYOUT,
   )
@@ -77,7 +81,9 @@ def _transpose(geometry: _Geometry, y: jax.Array, kernel: jax.Array) -> jax.Arra
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
-  """d form / d kernel, [3, 3, I, O]."""
+  """d form / d kernel, [size, size, I, O]."""
+  if geometry.size != 3:
+    return _kernel_gradient_by_window(geometry, x, y)
   return lax.platform_dependent(
     x,
     y,
@@ -111,7 +117,7 @@ def _convolve_by_product(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -
 
 
 def _kernel_gradient_by_window(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
-  kernel = jax.ShapeDtypeStruct((3, 3, x.shape[-1], y.shape[-1]), x.dtype)
+  kernel = jax.ShapeDtypeStruct((geometry.size, geometry.size, x.shape[-1], y.shape[-1]), x.dtype)
   return jax.linear_transpose(lambda kernel: _convolve_by_window(geometry, x, kernel), kernel)(y)[0]
 
 
@@ -171,6 +177,25 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Cross-correlation with zero padding: [B, H, W, I], kernel [3, 3, I, O] -> [B, H, W, O]."""
   height, width = x.shape[1:3]
   return _convolve(_Geometry(1, 1, height, width, height, width), x, kernel)
+
+
+def conv_valid(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+  """Cross-correlation where the kernel fits: [B, H, W, I], kernel [k, k, I, O] -> [B, h, w, O].
+
+  h = (H - k) // stride + 1, and w likewise. For k = 3 and stride 1 the kernel's gradient is that of `conv3x3`.
+  """
+  size = kernel.shape[0]
+  outputs = tuple((side - size) // stride + 1 for side in x.shape[1:3])
+  # Without the last rows and columns that no window reaches.
+  height, width = (stride * (out - 1) + size for out in outputs)
+  x = x[:, :height, :width]
+  exact = _Geometry(stride, 0, height, width, *outputs, size)
+
+  def with_spare_row(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _convolve(exact._replace(out_height=outputs[0] + 1), x, kernel)[:, :-1]
+
+  # XLA on CPU convolves 2 to 12 times as fast where there is any padding, and so with kernel gradients.
+  return lax.platform_dependent(x, kernel, cpu=with_spare_row, default=functools.partial(_convolve, exact))
 
 
 def conv_transpose3x3(x: jax.Array, kernel: jax.Array, *, odd: bool) -> jax.Array:

@@ -37,6 +37,15 @@ def evaluate_state(
   return engine.task.summary({name: total / count for name, total in sums.items()})
 
 
+def _mean_and_spread(found: Sequence[Metrics]) -> Metrics:
+  """Means over several measurements, and, where there are several, their standard deviations as 'protocol (sd)'."""
+  means = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+  if len(found) == 1:
+    return means
+  spread = {name: float(np.std([one[name] for one in found], ddof=1)) for name in found[0]}
+  return means | {'{} (sd)/{}'.format(*name.rsplit('/', 1)): value for name, value in spread.items() if '/' in name}
+
+
 def table(results: Mapping[str, Metrics]) -> str:
   """A text table: a row for each run and protocol ('protocol/metric' names), then the metrics without protocol."""
   rows: list[tuple[str, str, Metrics]] = []
@@ -60,15 +69,20 @@ def table(results: Mapping[str, Metrics]) -> str:
 
 
 def compare(runs: Sequence[Run], dataset: input_pipeline.Dataset) -> np.ndarray:
-  """The paper's comparison figure, uint8 [H, W, 3]: a row for each of some examples, the original, then each run's."""
+  """The papers' comparison figure, uint8 [H, W, 3]: a row for each of some examples, what is given, then each run's."""
   columns: dict[str, np.ndarray] = {}
   for run in runs:
     rows = -(-_COMPARED_EXAMPLES // run.engine.device_count) * run.engine.device_count
     batch = next(input_pipeline.eval_batches(dataset, batch_size=rows, limit=1))
     shown = run.engine.render(run.state, run.engine.put(batch))
     real = int(batch['weight'].sum())
-    columns.setdefault('original', shown['input'][:real])
-    columns[run.name] = next(shown[name] for name in run.engine.task.comparison if name in shown)[:real]
+    task = run.engine.task
+    for name in task.given:
+      columns.setdefault(name, shown[name][:real])
+    columns[run.name] = next(shown[name] for name in task.comparison if name in shown)[:real]
+    if 'true' in shown:
+      # The last column, whatever run comes next.
+      columns['true'] = columns.pop('true', shown['true'][:real])
   return figures.titled_columns(columns, max_rows=_COMPARED_EXAMPLES)
 
 
@@ -82,12 +96,15 @@ def evaluate_runs(
   batch_size: int | None = None,
   out: Path | None = None,
   metrics: Sequence[str] = (),
+  draws: int = 0,
   allow_few: bool = False,
   weights_dir: Path | None = None,
 ) -> dict[str, Metrics]:
   """Measures runs on one split; prints a table and writes results.json and comparison.png into `out`.
 
-  `metrics` names what to add that needs networks of the user's download, see `jaxface.perceptual.METRICS`.
+  `metrics` names what to add that needs networks of the user's download, see `jaxface.perceptual.METRICS`. With `draws`
+  every picture is given so many references, drawn at random, and the figures are the means over the draws; the table
+  then has their standard deviations, too.
   """
   perceptual = Perceptual(metrics, allow_few=allow_few, weights_dir=weights_dir)
   runs = [load_run(workdir, checkpoint) for workdir in workdirs]
@@ -102,13 +119,17 @@ def evaluate_runs(
       run.config.data.data_dir = str(data_dir)
     rows = batch_size or run.config.batch_size
     check_batch_size(rows, run.engine.device_count)
-    dataset = open_split(run.config, run.engine, split)
-    results[run.name] = evaluate_state(run.engine, run.state, dataset, batch_size=rows)
-    if metrics:
-      results[run.name] |= perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
+    found = []
+    for draw in range(draws) if draws else (None,):
+      dataset = open_split(run.config, run.engine, split, draw=draw)
+      found.append(evaluate_state(run.engine, run.state, dataset, batch_size=rows))
+      if metrics:
+        found[-1] |= perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
+    results[run.name] = _mean_and_spread(found)
   protocol = {
     'dataset': dataset.fingerprint,
     'examples': len(dataset),
+    **({'references': f'{draws} draws; mean and standard deviation over them'} if draws else {}),
     'checkpoints': {run.name: run.step for run in runs},
     **runs[0].engine.task.protocol,
     **perceptual.protocol,

@@ -19,13 +19,11 @@ from absl import flags
 
 from jaxface import labels
 from jaxface.errors import UserError
+from jaxface.fields import FIELDS, REFERENCE
 from jaxface.prepare import find_prepared
 
 Record = Mapping[str, Any]
 NumpyBatch = dict[str, np.ndarray]
-
-# What a task may ask for, and the stored features it is made of.
-FIELDS = {'image': 'image', 'label': 'label', 'mask': 'label', 'makeup_image': 'makeup_image'}
 
 RESIZES = {'bilinear': cv2.INTER_LINEAR, 'area': cv2.INTER_AREA}
 
@@ -35,17 +33,26 @@ class Decode(grain.transforms.Map):
   """Stored record -> the fields a task asked for, uint8 at the network's picture size.
 
   'image', 'makeup_image' [S, S, 3]; 'label' [S, S] nearest; 'mask' [S, S, 1]: the face region (0 or 1 at the stored
-  size) resized bilinearly, so its edge is soft, times 255 (Toledo & Antonelo 2021). The aspect ratio is not kept.
-  `resize` 'bilinear' is what the public code does (no antialiasing); 'area' averages where a picture shrinks a lot.
+  size) resized bilinearly, so its edge is soft, times 255 (Toledo & Antonelo 2021); 'reference_image' and
+  'reference_label' as without 'reference_'. The aspect ratio is not kept. `resize` 'bilinear' is what the public code
+  does (no antialiasing); 'area' averages where a picture shrinks a lot. With `own_split` the references are pictures
+  of a split of their own, stored there as 'image' and 'label'.
   """
 
   fields: tuple[str, ...]
   image_size: int
   resize: str = 'bilinear'
+  own_split: bool = False
+
+  def feature(self, field: str) -> str:
+    """The stored feature that `field` is made of."""
+    return FIELDS[field].removeprefix(REFERENCE) if self.own_split else FIELDS[field]
 
   def map(self, record: Record) -> NumpyBatch:
     """Decodes nothing: TFDS did; picks and resizes."""
-    return {field: getattr(self, f'_{field}')(record[FIELDS[field]]) for field in self.fields}
+    return {
+      field: getattr(self, '_' + field.removeprefix(REFERENCE))(record[self.feature(field)]) for field in self.fields
+    }
 
   def _resized(self, picture: np.ndarray, interpolation: int) -> np.ndarray:
     size = (self.image_size, self.image_size)
@@ -70,6 +77,22 @@ class Decode(grain.transforms.Map):
 
 
 @dataclasses.dataclass(frozen=True)
+class Companion:
+  """Records that go with those of a dataset, the references of a transfer: in training in a random order of their own.
+
+  Attributes:
+    rows: int [N], the record that goes with record n of the dataset in evaluation.
+  """
+
+  source: Sequence[Record]
+  decode: Decode
+  rows: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
   """A prepared dataset, opened: one split's records, and what a task wants of them."""
 
@@ -77,9 +100,17 @@ class Dataset:
   decode: Decode
   name: str
   fingerprint: str  # Name, version, split and length: a run may only go on with the data it began with.
+  companion: Companion | None = None
 
   def __len__(self) -> int:
     return len(self.source)
+
+  def example(self, row: int) -> NumpyBatch:
+    """Everything of record `row`, its companion as evaluation pairs them."""
+    example = self.decode.map(self.source[row])
+    if self.companion is not None:
+      example |= self.companion.decode.map(self.companion.source[self.companion.rows[row]])
+    return example
 
 
 def open_dataset(
@@ -91,8 +122,13 @@ def open_dataset(
   optional_fields: Sequence[str] = (),
   data_dir: str | None = None,
   resize: str = 'bilinear',
+  draw: int | None = None,
 ) -> Dataset:
   """Opens split `split` of prepared dataset `name` ('synthetic_faces/faces_144', ...) under `data_dir`.
+
+  Where `fields` asks for references, they are those stored beside every picture, if there are such; otherwise the
+  pictures are the split `<split>_non_makeup` and the references `<split>_makeup`. In evaluation a picture gets its own
+  reference or, where there is none or `draw` is a number, one drawn at random, for every `draw` another.
 
   Raises UserError where the dataset or split is missing, or cannot give one of `fields`; `optional_fields` are given
   where it can.
@@ -100,25 +136,56 @@ def open_dataset(
   if resize not in RESIZES:
     raise UserError(f'unknown data.resize {resize!r}; choose from {", ".join(RESIZES)}')
   builder = tfds.builder_from_directory(find_prepared(data_dir, name))
+  features = builder.info.features
+  fields = (*fields, *(field for field in optional_fields if FIELDS[field] in features))
+  wanted = tuple(field for field in fields if field.startswith(REFERENCE))
+  pictures = Decode(tuple(field for field in fields if field not in wanted), image_size, resize)
+  if not wanted:
+    source, fingerprint = _open_split(builder, name, split, pictures)
+    return Dataset(source, pictures, name, fingerprint)
+  references = Decode(wanted, image_size, resize, own_split=FIELDS[wanted[0]] not in features)
+  splits = (f'{split}_non_makeup', f'{split}_makeup') if references.own_split else (split, split)
+  source, fingerprint = _open_split(builder, name, splits[0], pictures)
+  others, _ = _open_split(builder, name, splits[1], references)
+  if draw is None and not references.own_split:
+    rows = np.arange(len(source))
+  else:
+    rows = np.random.default_rng(draw or 0).integers(0, len(others), len(source))
+  fingerprint += f' with {splits[1]}/{len(others)}'
+  return Dataset(source, pictures, name, fingerprint, Companion(others, references, rows))
+
+
+def _open_split(
+  builder: tfds.core.DatasetBuilder, name: str, split: str, decode: Decode
+) -> tuple[Sequence[Record], str]:
+  """The records of one split, only what `decode` reads of them decoded, and what names them."""
   counts = {key: info.num_examples for key, info in builder.info.splits.items()}
   if not counts.get(split):
     raise UserError(f'dataset {name} has no examples in split {split!r}; it has {counts}')
-  fields = (*fields, *(field for field in optional_fields if FIELDS[field] in builder.info.features))
-  stored = sorted({FIELDS[field] for field in fields})
+  stored = sorted({decode.feature(field) for field in decode.fields})
   missing = [feature for feature in stored if feature not in builder.info.features]
   if missing:
     way_out = (
       'prepare it with --labels, or train a variant without masks' if missing == ['label'] else 'choose another dataset'
     )
     raise UserError(f'dataset {name} has no {" and no ".join(missing)}; {way_out}')
-  unused = {feature: tfds.decode.SkipDecoding() for feature in builder.info.features if feature not in stored}
-  source = builder.as_data_source(split, decoders=unused)
-  fingerprint = f'{builder.info.full_name}/{split}/{counts[split]}'
-  return Dataset(source, Decode(fields, image_size, resize), name, fingerprint)
+  unused = {name: _skip(feature) for name, feature in builder.info.features.items() if name not in stored}
+  return builder.as_data_source(split, decoders=unused), f'{builder.info.full_name}/{split}/{counts[split]}'
+
+
+def _skip(feature: tfds.features.FeatureConnector) -> Any:
+  """What tells TFDS not to decode a feature: of one that holds others, each by itself."""
+  if isinstance(feature, tfds.features.FeaturesDict):
+    return {name: _skip(inner) for name, inner in feature.items()}
+  return tfds.decode.SkipDecoding()
 
 
 def _order(source: Any, seed: int) -> grain.MapDataset:
   return source.seed(seed).shuffle().repeat()
+
+
+# The order of the companions is another one than that of the pictures they go with.
+_COMPANIONS_SEED = 1_000_003
 
 
 def _rows_of_process(batch_size: int, process: tuple[int, int]) -> np.ndarray:
@@ -166,8 +233,15 @@ class TrainBatches:
       workers = default_workers()
     self.next_batch = next_batch
     rows = _rows_of_process(batch_size, process)
-    examples = _order(grain.MapDataset.source(dataset.source), seed)[process[0] :: process[1]]
-    batches = examples.map(dataset.decode).batch(len(rows))[next_batch:]
+
+    def examples(part: Dataset | Companion, seed: int) -> grain.MapDataset:
+      return _order(grain.MapDataset.source(part.source), seed)[process[0] :: process[1]].map(part.decode)
+
+    pictures = examples(dataset, seed)
+    if dataset.companion is not None:
+      pairs = [pictures, examples(dataset.companion, seed + _COMPANIONS_SEED)]
+      pictures = grain.experimental.ZipMapDataset(pairs).map(lambda pair: pair[0] | pair[1])
+    batches = pictures.batch(len(rows))[next_batch:]
     self._iterator = _prefetched(_with_rows(batches, rows), workers)
 
   def __iter__(self) -> 'TrainBatches':
@@ -180,31 +254,42 @@ class TrainBatches:
 
 
 class ResidentBatches:
-  """The same stream as `TrainBatches`, as row numbers into a dataset that lives on the devices: 'index', 'row'."""
+  """The same stream as `TrainBatches`, as row numbers into a dataset that lives on the devices: 'index', 'row'.
+
+  Where there are companions, 'reference_index' numbers them.
+  """
 
   def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, next_batch: int, process: tuple[int, int]):
     self.next_batch = next_batch
     self._rows = _rows_of_process(batch_size, process)
-    order = _order(grain.MapDataset.range(len(dataset)), seed)[process[0] :: process[1]]
-    self._batches = order.batch(len(self._rows))
+
+    def batches(part: Dataset | Companion, seed: int) -> grain.MapDataset:
+      return _order(grain.MapDataset.range(len(part)), seed)[process[0] :: process[1]].batch(len(self._rows))
+
+    self._batches = {'index': batches(dataset, seed)}
+    if dataset.companion is not None:
+      self._batches[f'{REFERENCE}index'] = batches(dataset.companion, seed + _COMPANIONS_SEED)
 
   def __iter__(self) -> 'ResidentBatches':
     return self
 
   def __next__(self) -> NumpyBatch:
-    index = np.asarray(self._batches[self.next_batch], np.int32)
+    index = {name: np.asarray(batches[self.next_batch], np.int32) for name, batches in self._batches.items()}
     self.next_batch += 1
-    return {'index': index, 'row': self._rows}
+    return {**index, 'row': self._rows}
 
 
 def load_whole(dataset: Dataset) -> NumpyBatch:
-  """Decodes a whole split into memory: {field: uint8 [N, ...]}, in stored order."""
-  examples = grain.MapDataset.source(dataset.source).map(dataset.decode)
-  stream = examples.to_iter_dataset(grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=64))
+  """Decodes a whole split, and its companions, into memory: {field: uint8 [N, ...]}, in stored order."""
   whole: NumpyBatch = {}
-  for i, example in enumerate(stream):
-    for field, value in example.items():
-      whole.setdefault(field, np.empty((len(dataset), *value.shape), value.dtype))[i] = value
+  for part in (dataset, dataset.companion):
+    if part is None:
+      continue
+    examples = grain.MapDataset.source(part.source).map(part.decode)
+    stream = examples.to_iter_dataset(grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=64))
+    for i, example in enumerate(stream):
+      for field, value in example.items():
+        whole.setdefault(field, np.empty((len(part), *value.shape), value.dtype))[i] = value
   return whole
 
 
@@ -220,7 +305,7 @@ def eval_batches(
   rows = _rows_of_process(batch_size, process)
   # Rows past the end repeat the last example, with weight 0.
   padded = grain.MapDataset.range(batches * batch_size).map(lambda i: min(int(i), total - 1))
-  examples = padded.map(lambda i: dataset.decode.map(dataset.source[i]))[process[0] :: process[1]].batch(len(rows))
+  examples = padded.map(dataset.example)[process[0] :: process[1]].batch(len(rows))
   if limit:
     examples = examples[:limit]
   for number, batch in enumerate(_prefetched(examples, workers=0)):

@@ -22,7 +22,16 @@ BISENET_CLASSES = (
   'u_lip', 'l_lip', 'neck', 'neck_l', 'cloth', 'hair', 'hat',
 )  # fmt: skip
 
-ORDERS = {'celebamask_hq': CLASSES, 'bisenet': BISENET_CLASSES}
+# Li et al. 2018, Makeup Transfer (MT): what stands on a head or hangs from it is not told apart.
+MAKEUP_TRANSFER_CLASSES = (
+  'background', 'skin', 'l_brow', 'r_brow', 'l_eye', 'r_eye', 'nose', 'u_lip', 'mouth', 'l_lip', 'hair', 'l_ear',
+  'r_ear', 'neck',
+)  # fmt: skip
+
+ORDERS = {'celebamask_hq': CLASSES, 'bisenet': BISENET_CLASSES, 'makeup_transfer': MAKEUP_TRANSFER_CLASSES}
+
+# Those that have every class, as a parser's outputs must.
+FULL_ORDERS = tuple(order for order, classes in ORDERS.items() if len(classes) == len(CLASSES))
 
 NUM_CLASSES = len(CLASSES)
 
@@ -48,7 +57,10 @@ def index(name: str) -> int:
 
 
 def lookup_table(order: str) -> np.ndarray:
-  """uint8 [19]: `lookup_table(order)[label]` is the same class in the project's order."""
+  """uint8 [classes of the order]: `lookup_table(order)[label]` is the same class in the project's order.
+
+  A label map's values must be below the table's length, which is not 19 in every order.
+  """
   if order not in ORDERS:
     raise UserError(f'unknown label order {order!r}; choose from {", ".join(ORDERS)}')
   return np.array([CLASSES.index(name) for name in ORDERS[order]], np.uint8)

@@ -63,18 +63,27 @@ OPTIMIZERS = {
   'momentum': lambda momentum=0.9: optax.trace(momentum),
 }
 
-DECAYS = ('constant', 'cosine', 'linear', 'poly')
+DECAYS = ('constant', 'cosine', 'linear', 'poly', 'halve')
 
 
 def learning_rate_schedule(
-  peak: float, *, total_steps: int, warmup_steps: int = 0, warmup_from: float = 0.0, decay: str = 'constant'
+  peak: float,
+  *,
+  total_steps: int,
+  warmup_steps: int = 0,
+  warmup_from: float = 0.0,
+  decay: str = 'constant',
+  halve_steps: int = 0,
 ) -> optax.Schedule:
   """Warm-up over `warmup_steps`, then `decay` ('constant', or 'cosine', 'linear' or 'poly' to 0) until `total_steps`.
 
   The warm-up is linear from 0, or with `warmup_from` > 0 geometric from there. 'poly' is linear decay to the power 0.9.
+  'halve' halves every `halve_steps` updates, one update early as PyTorch does whose scheduler steps first.
   """
   if decay not in DECAYS:
     raise UserError(f'unknown optimizer.decay {decay!r}; choose from {", ".join(DECAYS)}')
+  if decay == 'halve' and halve_steps < 1:
+    raise UserError(f"optimizer.decay='halve' needs optimizer.halve_steps; got {halve_steps}, give at least 1")
   after = max(total_steps - warmup_steps, 1)
   main = {
     'constant': lambda: optax.constant_schedule(peak),
@@ -82,6 +91,7 @@ def learning_rate_schedule(
     'linear': lambda: optax.linear_schedule(peak, 0.0, after),
     # optax's own subtracts a float32 quotient from 1, which leaves three digits of the last steps.
     'poly': lambda: lambda count: peak * (jnp.maximum(after - count, 0) / after) ** 0.9,
+    'halve': lambda: lambda count: peak * 0.5 ** ((count + 1) // max(halve_steps, 1)),
   }[decay]()
   if not warmup_steps:
     return main
@@ -111,8 +121,8 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
 
   Keys: `name` (one of OPTIMIZERS), `options` (its keyword arguments), `learning_rate`, `warmup_steps`, `decay`,
   `clip_each` and `clip_global` (gradient norms; 0 clips nothing), `weight_decay` (decoupled, on kernels). Optional:
-  `warmup_from`, `l2` (weight decay as PyTorch's SGD has it: added to the gradient, before momentum; on kernels) and
-  `rates`, factors of the learning rate for parts of the network.
+  `warmup_from`, `halve_steps`, `l2` (weight decay as PyTorch has it: added to the gradient, before the moments; on
+  kernels, with `l2_everywhere` on all parameters) and `rates`, factors of the learning rate for parts of the network.
   """
   if config.name not in OPTIMIZERS:
     raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
@@ -122,6 +132,7 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
     warmup_steps=config.warmup_steps,
     warmup_from=config.get('warmup_from', 0.0),
     decay=config.decay,
+    halve_steps=config.get('halve_steps', 0),
   )
   kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
   parts = []
@@ -130,7 +141,7 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
   if config.clip_global:
     parts.append(optax.clip_by_global_norm(config.clip_global))
   if config.get('l2'):
-    parts.append(optax.add_decayed_weights(config.l2, mask=kernels))
+    parts.append(optax.add_decayed_weights(config.l2, mask=None if config.get('l2_everywhere') else kernels))
   parts.append(OPTIMIZERS[config.name](**config.options))
   if config.weight_decay:
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))

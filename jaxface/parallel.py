@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface.collectives import mean_over_devices, sum_over_devices
 from jaxface.errors import UserError
+from jaxface.fields import take
 from jaxface.state import PyTree, TrainState, for_evaluation
 from jaxface.tasks.task import Task
 
@@ -116,6 +117,12 @@ def _abstract(tree: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
+def _shapes(task: Task, seed: int) -> TrainState:
+  """The state's shapes and dtypes, those of the frozen networks included."""
+  frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), task.frozen)
+  return jax.eval_shape(task.init, jax.random.key(seed)).replace(frozen=frozen)
+
+
 def _run_once() -> dict[str, str] | None:
   # A program of many small random kernels that runs once: optimising it takes a CPU's compiler 20 s for nothing.
   return {'xla_backend_optimization_level': '0'} if jax.default_backend() == 'cpu' else None
@@ -128,7 +135,7 @@ def _run_steps(
 
   def one(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     if dataset is not None:
-      batch = {'row': batch['row'], **{name: records[batch['index']] for name, records in dataset.items()}}
+      batch = take(dataset, batch)
     return task.train_step(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
 
   steps = len(next(iter(batches.values())))
@@ -172,7 +179,7 @@ class JitEngine:
   @cached_property
   def abstract_state(self) -> TrainState:
     """Shapes, dtypes and shardings of the state."""
-    shapes = jax.eval_shape(self.task.init, jax.random.key(self.seed))
+    shapes = _shapes(self.task, self.seed)
     return _abstract(shapes, shardings_for(shapes, self.mesh, self._rules))
 
   @property
@@ -185,8 +192,9 @@ class JitEngine:
 
   def init(self) -> TrainState:
     """A fresh state, born sharded."""
-    init = jax.jit(self.task.init, out_shardings=self._state_sharding, compiler_options=_run_once())
-    return init(jax.random.key(self.seed))
+    trained = self._state_sharding.replace(frozen=None)
+    init = jax.jit(self.task.init, out_shardings=trained, compiler_options=_run_once())
+    return self.from_saved(init(jax.random.key(self.seed)))
 
   def put(self, batch: Batch) -> Batch:
     """This process's rows, numpy [B/P, ...], become rows of the global batch on the devices."""
@@ -243,17 +251,17 @@ class JitEngine:
     return {name: np.asarray(values.addressable_data(0)) for name, values in metrics.items()}
 
   def to_saved(self, state: TrainState) -> TrainState:
-    """The state as a checkpoint holds it."""
-    return state
+    """The state as a checkpoint holds it: what is never trained is not saved."""
+    return state.replace(frozen=None)
 
   def from_saved(self, saved: TrainState) -> TrainState:
     """The state as the steps take it."""
-    return saved
+    return saved.replace(frozen=jax.device_put(self.task.frozen, self._state_sharding.frozen))
 
   @property
   def abstract_saved(self) -> TrainState:
     """What to restore a checkpoint into."""
-    return self.abstract_state
+    return self.abstract_state.replace(frozen=None)
 
 
 class PmapEngine:
@@ -283,14 +291,16 @@ class PmapEngine:
   @cached_property
   def abstract_state(self) -> TrainState:
     """Shapes and dtypes of the replicated state."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((self._local, *a.shape), a.dtype), self.abstract_saved)
+    replicated = lambda leaf: jax.ShapeDtypeStruct((self._local, *leaf.shape), leaf.dtype)
+    return jax.tree.map(replicated, _shapes(self.task, self.seed))
 
   def _replicate(self, tree: PyTree) -> PyTree:
     return jax.pmap(lambda _, leaf: leaf, in_axes=(0, None))(np.arange(self._local), tree)
 
   def init(self) -> TrainState:
     """A fresh state, the same on every device."""
-    return self._replicate(jax.jit(self.task.init, compiler_options=_run_once())(jax.random.key(self.seed)))
+    state = jax.jit(self.task.init, compiler_options=_run_once())(jax.random.key(self.seed))
+    return self._replicate(state.replace(frozen=self.task.frozen))
 
   def put(self, batch: Batch) -> Batch:
     """This process's rows, numpy [B/P, ...], cut into [devices, B/devices, ...]; `pmap` places them."""
@@ -343,13 +353,14 @@ class PmapEngine:
     return {name: np.asarray(values.addressable_shards[0].data)[0] for name, values in metrics.items()}
 
   def to_saved(self, state: TrainState) -> TrainState:
-    """The state as a checkpoint holds it: one copy, without the device axis."""
-    one = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], state)
+    """The state as a checkpoint holds it: one copy, without the device axis and without what is never trained."""
+    one = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], state.replace(frozen=None))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), leaf), one)
 
   def from_saved(self, saved: TrainState) -> TrainState:
     """The state as the steps take it: a copy on every device."""
-    return self._replicate(jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), saved))
+    host = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), saved)
+    return self._replicate(host.replace(frozen=self.task.frozen))
 
 
 Engine = JitEngine | PmapEngine

@@ -45,13 +45,13 @@ def open_pictures(where: str | os.PathLike, *, data_dir: str | os.PathLike | Non
 def open_label_maps(
   where: str | os.PathLike, *, order: str = 'celebamask_hq', data_dir: str | os.PathLike | None = None
 ) -> PictureSet:
-  """Label maps likewise, in the project's order; `order` is that of a folder's PNGs. Values above 18 are an error."""
+  """Label maps likewise, in the project's order; `order` is that of a folder's PNGs, and values beyond it an error."""
   table = labels.lookup_table(order)
 
   def read(path: Path) -> np.ndarray:
     label = pictures.read_label_map(path)
-    if label.max() >= labels.NUM_CLASSES:
-      legal = f'legal are 0 to {labels.NUM_CLASSES - 1}'
+    if label.max() >= len(table):
+      legal = f'legal are 0 to {len(table) - 1}'
       raise PictureError(path, 'a label map with unknown classes', f'found {label.max()}; {legal}')
     return table[label]
 

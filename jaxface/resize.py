@@ -1,7 +1,8 @@
-"""Resizing as PyTorch's `interpolate` does it, which public networks were trained with: no antialiasing, ever.
+"""Resizing as the public code that networks come from does it. Sizes are static.
 
-`jax.image.resize` differs: it antialiases where a picture shrinks, and takes nearest pixels from half-pixel centres.
-Sizes are static. Bilinear resizing is one matrix product an axis, which every accelerator does fast, gradients too.
+`bilinear` and `nearest` are PyTorch's `interpolate`: no antialiasing, ever. `jax.image.resize` differs: it antialiases
+where a picture shrinks, and takes nearest pixels from half-pixel centres. `bicubic_levels` is MATLAB's `imresize`.
+Interpolation is one matrix product an axis, which every accelerator does fast, gradients too.
 """
 
 # B batch | H,W pixels in | h,w pixels out | C channels
@@ -40,6 +41,38 @@ def nearest(x_BHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
     else:
       x_BHWC = jnp.take(x_BHWC, indices, axis)
   return x_BHWC
+
+
+def bicubic_levels(x_BHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Grey levels 0..255 [B, H, W, C] -> whole grey levels [B, h, w, C], float32: MATLAB's `imresize` of uint8.
+
+  Keys's cubic kernel with a = -0.5, stretched where the picture shrinks, so antialiased; edges repeated symmetrically.
+  Rows first, then columns, rounded and clipped to 0..255 behind each: no gradients.
+  """
+  y = x_BHWC.astype(jnp.float32)
+  for axis, length in zip((1, 2), size, strict=True):
+    if y.shape[axis] == length:
+      continue
+    weights = jnp.asarray(bicubic_weights(y.shape[axis], length))
+    y = lax.dot_general(y, weights, (((axis,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+    y = jnp.clip(jnp.floor(jnp.moveaxis(y, -1, axis) + 0.5), 0, 255)
+  return y
+
+
+def bicubic_weights(length: int, out_length: int) -> np.ndarray:
+  """float32 [out_length, length]: the matrix that `bicubic_levels` resizes one axis with; rows sum to 1."""
+  stretch = max(length / out_length, 1.0)
+  centres = (np.arange(out_length) + 0.5) * (length / out_length) - 0.5
+  margin = int(np.ceil(2 * stretch))
+  pixels = np.arange(-margin, length + margin)
+  x = np.abs(pixels[None] - centres[:, None]) / stretch
+  near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+  kernel = np.where(x <= 1, near, np.where(x <= 2, far, 0))
+  kernel /= kernel.sum(1, keepdims=True)
+  mirrored = pixels % (2 * length)
+  weights = np.zeros((out_length, length))
+  np.add.at(weights, (slice(None), np.minimum(mirrored, 2 * length - 1 - mirrored)), kernel)
+  return weights.astype(np.float32)
 
 
 def bilinear_weights(length: int, out_length: int, *, align_corners: bool) -> np.ndarray:

@@ -14,15 +14,21 @@ from jaxface.tasks import make_task
 from jaxface.workdir import read_config
 
 
-def engine_for(config: ConfigDict) -> Engine:
-  """The engine that `config.parallel` describes, for the task that `config.task` names."""
+def engine_for(config: ConfigDict, *, training: bool = True) -> Engine:
+  """The engine that `config.parallel` describes, for the task that `config.task` names; see `make_task`."""
   return make_engine(
-    functools.partial(make_task, config), mode=config.parallel.mode, fsdp=config.parallel.fsdp, seed=config.seed
+    functools.partial(make_task, config, training=training),
+    mode=config.parallel.mode,
+    fsdp=config.parallel.fsdp,
+    seed=config.seed,
   )
 
 
-def open_split(config: ConfigDict, engine: Engine, split: str) -> input_pipeline.Dataset:
-  """Opens a split of the dataset that `config` names, with the fields that the engine's task reads."""
+def open_split(config: ConfigDict, engine: Engine, split: str, *, draw: int | None = None) -> input_pipeline.Dataset:
+  """Opens a split of the dataset that `config` names, with the fields that the engine's task reads.
+
+  `draw` chooses among random pairings of pictures with references, for a task that has such.
+  """
   return input_pipeline.open_dataset(
     config.data.name,
     split,
@@ -31,6 +37,7 @@ def open_split(config: ConfigDict, engine: Engine, split: str) -> input_pipeline
     image_size=config.model.image_size,
     data_dir=config.data.data_dir or None,
     resize=config.data.resize,
+    draw=draw,
   )
 
 
@@ -50,6 +57,6 @@ def load_run(workdir: Path, checkpoint: str = 'best') -> Run:
   config = read_config(workdir)
   # Sharded parameters and pmap are ways to train; evaluation runs anywhere.
   config.parallel = ConfigDict({'mode': 'jit', 'fsdp': 1})
-  engine = engine_for(config)
+  engine = engine_for(config, training=False)
   saved, step = restore_for_evaluation(workdir, engine.abstract_saved, checkpoint)
   return Run(Path(workdir).name, config, engine, engine.from_saved(saved), step)

@@ -242,10 +242,10 @@ def _score_sets(found, sides, metrics, allow_few, batch_size, weights_dir, save_
   from jaxface import weights
   from jaxface.metrics import fid, kid
 
-  least = fid.LEAST_PICTURES if 'fid' in metrics and not allow_few else 0
+  check_count = fid.check_count if 'fid' in metrics and not allow_few else lambda count, of: None
   for side in sides:
     if isinstance(side, PictureSet):
-      _check_count(side.name, len(side), least)
+      check_count(len(side), side.name)
   network = weights.load('inception', weights_dir)
   features, statistics = [], []
   for role, side in zip(('real', 'fake'), sides, strict=True):
@@ -253,42 +253,34 @@ def _score_sets(found, sides, metrics, allow_few, batch_size, weights_dir, save_
       statistics.append(fid.FeatureStatistics.load(side))
       count = statistics[-1].count
       if count is not None:
-        _check_count(side, count, least)
+        check_count(count, str(side))
       found.protocol[role] = f'{side}: statistics of {"unknown many" if count is None else f"{count:,}"} pictures'
       continue
     skipped = Skipped(found.skipped)
     features.append(_features(network, side, batch_size, skipped))
     found.protocol[role] = f'{side.name}: {len(features[-1]):,} pictures'
-    _check_count(side.name, len(features[-1]), least)
+    check_count(len(features[-1]), side.name)
     statistics.append(fid.FeatureStatistics.of(features[-1]))
     if role == 'real' and save_statistics:
       statistics[-1].save(save_statistics)
-  side = '299x299 bilinear without antialiasing'
   if 'fid' in metrics:
     found.results['fid'] = fid.frechet_distance(*statistics)
-    found.details['fid'] = f'{side}; {network}'
+    found.details['fid'] = f'{fid.PREPARATION}; {network}'
   if 'kid' in metrics:
     outcome = kid.kid(*features)
     found.results['kid'] = outcome.mean
     subsets = f'100 subsets of {outcome.subset_size}, standard deviation {outcome.std:.2g}'
-    found.details['kid'] = f'{subsets}; {side}; {network}'
+    found.details['kid'] = f'{subsets}; {fid.PREPARATION}; {network}'
 
 
 def _score_pairs(found, sides, metrics, ssim_window, batch_size, weights_dir) -> None:
   """Adds the metrics of pairs."""
   from jaxface import weights
   from jaxface.device_map import map_batches
+  from jaxface.metrics import paired
 
   networks = {name: weights.load(_LPIPS[name], weights_dir) for name in metrics if name in _LPIPS}
-  window = f'Gaussian window {ssim_window}, sigma 1.5'
-  details = {
-    'ssim': window,
-    'ms_ssim': f'five scales, {window}',
-    'vif': 'pixel domain, 4 scales, mean over RGB',
-    'psnr': 'dB, mean over pictures',
-    'rmse': 'pictures in [0, 1], mean over pictures',
-    'l1': 'pictures in [0, 1]',
-  }
+  details = paired.told(ssim_window)
   details |= {name: f'v0.1, {network.module.net}; {network}' for name, network in networks.items()}
   measure = _pair_measure(tuple((name, network.module) for name, network in networks.items()), metrics, ssim_window)
   variables = {name: network.variables for name, network in networks.items()}
@@ -312,18 +304,9 @@ def _score_pairs(found, sides, metrics, ssim_window, batch_size, weights_dir) ->
 @functools.cache
 def _pair_measure(networks: tuple[tuple[str, 'Lpips'], ...], metrics: tuple[str, ...], ssim_window: int) -> Callable:
   """(variables, floats [B, H, W, 3] in [0, 1], likewise) -> {metric: float32 [B]}."""
-  from jaxface.metrics import pixel
-  from jaxface.metrics.vif import vif
-  from jaxface.ssim import ms_ssim, ssim
+  from jaxface.metrics import paired
 
-  plain = {
-    'ssim': functools.partial(ssim, filter_size=ssim_window),
-    'ms_ssim': functools.partial(ms_ssim, filter_size=ssim_window),
-    'vif': vif,
-    'psnr': pixel.psnr,
-    'rmse': pixel.rmse,
-    'l1': pixel.l1,
-  }
+  plain = paired.measures(ssim_window)
 
   def measure(variables, a, b):
     by_network = {name: module.apply(variables[name], a, b) for name, module in networks}
@@ -378,14 +361,6 @@ def _resized(pictures: PictureSet, side: int | None) -> PictureSet:
     return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
   return dataclasses.replace(pictures, read=read)
-
-
-def _check_count(name: str | Path, count: int, least: int) -> None:
-  if count < least:
-    raise UserError(
-      f'{name}: FID of {count:,} pictures is mostly noise and bias, for it estimates a covariance of 2,048 features; '
-      f'take {least:,} pictures or more on either side (10,000 and more are usual), take kid, or say --allow-few'
-    )
 
 
 def _check_any(count: int, skipped: Skipped) -> None:

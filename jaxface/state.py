@@ -30,9 +30,7 @@ def for_evaluation(state: TrainState) -> TrainState:
   return state.replace(params=state.params if state.ema is None else state.ema, opt_state=None, ema=None)
 
 
-def first_state(
-  params: PyTree, model_state: PyTree, opt_state: PyTree, *, averaged: bool = False, frozen: PyTree = None
-) -> TrainState:
+def first_state(params: PyTree, model_state: PyTree, opt_state: PyTree, *, averaged: bool = False) -> TrainState:
   """A fresh state; `averaged` keeps a copy of the parameters for their moving average."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -40,7 +38,6 @@ def first_state(
     model_state=model_state,
     opt_state=opt_state,
     ema=params if averaged else None,
-    frozen=frozen,
   )
 
 

@@ -1,4 +1,4 @@
-"""The networks that metrics measure with: made from files that the user has downloaded, kept in one folder.
+"""The networks that metrics and losses measure with: made from files that the user has downloaded, kept in one folder.
 
 None come with the package and nothing is ever downloaded. A network is one .npz, its variables and where they are from.
 """
@@ -17,10 +17,12 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from jaxface.convert import inception, lpips, torch_file
+from jaxface.convert import inception, lpips, resnet50_face, torch_file, vgg19
 from jaxface.errors import UserError
 from jaxface.metrics.lpips import Lpips
 from jaxface.models.inception import InceptionFeatures
+from jaxface.models.resnet50_face import FaceResNet50
+from jaxface.models.vgg import VGG19, Vgg
 
 # What to fetch for each network, by the names it is published under.
 _WHEEL = 'lpips-0.1.4-py3-none-any.whl'
@@ -29,10 +31,20 @@ FILES = {
   'lpips-vgg': ('vgg16-397923af.pth', _WHEEL),
   'lpips-squeeze': ('squeezenet1_1-b8a52dc0.pth', _WHEEL),
   'inception': ('pt_inception-2015-12-05-6726825d.pth',),
+  'resnet50_face': ('resnet50_ft_weight.pkl',),
+  'vgg19': ('vgg19-dcbb9e9d.pth',),
 }
 _SOURCES = {
   'lpips': "torchvision's weights and the lpips package's wheel (or the weights/v0.1/{net}.pth in it)",
   'inception': 'the weights of pytorch-fid',
+  'resnet50_face': "VGGFace2's fine-tuned ResNet-50 as VGGFace2-pytorch has it",
+  'vgg19': "torchvision's weights; BeautyGAN's vgg_conv.pth will do, too",
+}
+# Converter and module.
+_OF_ONE_FILE = {
+  'inception': (inception, InceptionFeatures),
+  'resnet50_face': (resnet50_face, FaceResNet50),
+  'vgg19': (vgg19, lambda: Vgg(('relu4_1',), VGG19)),
 }
 
 
@@ -41,7 +53,7 @@ class Network:
   """A frozen network, ready for `module.apply(variables, ...)`.
 
   Attributes:
-    module: `Lpips` or `InceptionFeatures`.
+    module: `Lpips`, `InceptionFeatures`, `FaceResNet50`, or a `Vgg` of 19 layers for its relu4_1.
     variables: numpy, float32; pass them to jitted functions as arguments.
     files: SHA-256 of the files it was made from, by their names.
   """
@@ -114,7 +126,7 @@ def load(name: str, weights_dir: str | os.PathLike | None = None) -> Network:
     variables = traverse_util.unflatten_dict(flat, sep='/')
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} is damaged: {_how_to_get(name, weights_dir)}') from error
-  module = InceptionFeatures() if name == 'inception' else Lpips(name.removeprefix('lpips-'))
+  module = _OF_ONE_FILE[name][1]() if name in _OF_ONE_FILE else Lpips(name.removeprefix('lpips-'))
   return Network(module, variables, files)
 
 
@@ -132,13 +144,15 @@ def _how_to_get(name: str, weights_dir: str | os.PathLike | None = None) -> str:
 
 
 def _from_reference(name: str, state: Mapping[str, np.ndarray]) -> tuple[nn.Module, dict[str, Any]]:
-  if name == 'inception':
-    return inception.from_reference(state)
+  if name in _OF_ONE_FILE:
+    return _OF_ONE_FILE[name][0].from_reference(state)
   return lpips.from_reference(state, net=name.removeprefix('lpips-'))
 
 
 def _read(path: Path, name: str) -> tuple[dict[str, np.ndarray], str, str]:
   """A file's tensors, its name, and its hash: of a wheel, those of the linear weights in it."""
+  if name == 'resnet50_face':
+    return resnet50_face.read(path), path.name, _sha256(path)
   member = f'lpips/weights/v0.1/{name.removeprefix("lpips-")}.pth'
   if path.suffix != '.whl':
     return torch_file.read(path), path.name, _sha256(path)

@@ -86,6 +86,26 @@ def test_accelerators_get_plain_convolutions(kind, size):
   assert 'stablehlo.dot_general' in lower('cpu')
 
 
+@pytest.mark.parametrize(('size', 'stride'), [(3, 1), (4, 2), (3, 2), (7, 1)])
+def test_convolutions_without_padding_equal_plain_ones_on_every_platform(size, stride):
+  # With stride 2 the last row is in no window of four, the last column in none of three.
+  rng = np.random.default_rng(0)
+  x, kernel = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 9, 10, 3), (size, size, 3, 4)))
+
+  def plain(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (stride,) * 2, 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  def fast(x, kernel):
+    return conv.conv_valid(x, kernel, stride)
+
+  for derive in (lambda f: f, _gradients, _penalty_gradients):
+    assert_close(jax.jit(derive(fast))(x, kernel), jax.jit(derive(plain))(x, kernel))
+  programs = {
+    p: jax.jit(fast).trace(x, kernel).lower(lowering_platforms=(p,)).as_text() for p in ('cpu', 'tpu', 'cuda')
+  }
+  assert [f'pad = [[0, {stride}], [0, 0]]' in program for program in programs] == [True, False, False]
+
+
 def test_bfloat16_stays_bfloat16():
   x, kernel = (jnp.asarray(t, jnp.bfloat16) for t in _inputs('conv', (6, 5), 6, 6))
   dx, dkernel = jax.jit(jax.grad(lambda x, k: conv.conv3x3(x, k).astype(jnp.float32).sum(), (0, 1)))(x, kernel)

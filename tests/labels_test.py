@@ -12,6 +12,14 @@ def test_bisenet_table_matches_by_name():
   np.testing.assert_array_equal(labels.lookup_table('celebamask_hq'), np.arange(19))
 
 
+def test_makeup_transfer_has_fourteen_classes_and_the_others_all():
+  expected = {1: 'skin', 2: 'l_brow', 4: 'l_eye', 6: 'nose', 7: 'u_lip', 8: 'mouth', 9: 'l_lip', 10: 'hair', 13: 'neck'}
+  table = labels.lookup_table('makeup_transfer')
+  assert len(table) == 14
+  assert {i: labels.CLASSES[table[i]] for i in expected} == expected
+  assert labels.FULL_ORDERS == ('celebamask_hq', 'bisenet')
+
+
 def test_mirror_swaps_sides_and_nothing_else():
   moved = {(labels.CLASSES[i], labels.CLASSES[m]) for i, m in enumerate(labels.MIRROR) if i != m}
   sides = {('l_eye', 'r_eye'), ('l_brow', 'r_brow'), ('l_ear', 'r_ear')}

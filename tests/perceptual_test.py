@@ -1,4 +1,4 @@
-"""LPIPS and FID of a task's pictures over a split, with small networks in the places of the real ones."""
+"""LPIPS, FID, diversity and identity of a task's pictures, with small networks in the places of the real ones."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxface.errors import UserError
 from jaxface.metrics import fid
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.perceptual import Perceptual
+from jaxface.tasks.task import Compared
 
 
 class Colours(nn.Module):
@@ -31,14 +32,21 @@ class Difference(nn.Module):
 class Darker:
   """A task that makes pictures darker, by half and entirely."""
 
-  def pairs(self, state, batch):
+  frozen = None
+
+  def compared(self, state, batch):
     image = batch['image'].astype(jnp.float32) / 255
-    return {'half': (image, state * image), 'black': (image, 0 * image)}
+    made = {'half': state * image, 'black': 0 * image}
+    return Compared({name: (image, picture) for name, picture in made.items()}, image, made, {'half': (image, image)})
 
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):
-  modules = {'inception': (Colours(), {}), 'lpips-alex': (Difference(), {'params': {'scale': np.float32(2)}})}
+  modules = {
+    'inception': (Colours(), {}),
+    'resnet50_face': (Colours(), {}),
+    'lpips-alex': (Difference(), {'params': {'scale': np.float32(2)}}),
+  }
   monkeypatch.setattr(weights, 'load', lambda name, _: weights.Network(*modules[name], {'made_up.pth': 'abcdef0123'}))
 
 
@@ -49,10 +57,16 @@ def dataset(data_dir):
   )
 
 
+def _neighbours():
+  full = [(i, (i - 1) % 40) for i in range(40)]
+  return full + [(i, i - 1) for i in range(41, 48)]
+
+
 def test_numbers_are_those_of_all_pictures_at_once(dataset):
   engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
   # 48 pictures: a full batch of 40, and one of 8 that is filled up.
-  measure = Perceptual(['lpips-alex', 'fid'], allow_few=True).measure
+  metrics = ['lpips-alex', 'fid', 'diversity-alex', 'identity']
+  measure = Perceptual(metrics, allow_few=True).measure
   measured = measure(engine, jnp.float32(0.5), dataset, batch_size=40)
   images = input_pipeline.load_whole(dataset)['image'] / 255
   statistics = {k: fid.FeatureStatistics.of((k * images).mean((1, 2))) for k in (1, 0.5, 0)}
@@ -61,10 +75,14 @@ def test_numbers_are_those_of_all_pictures_at_once(dataset):
     'black/lpips-alex': 2 * np.square(images).mean(),
     'half/fid': fid.frechet_distance(statistics[1], statistics[0.5]),
     'black/fid': fid.frechet_distance(statistics[1], statistics[0]),
+    # Of 48 pictures in batches of 40, one has no neighbour: the first of the filled-up batch.
+    'half/diversity-alex': np.mean([2 * np.square((images[i] - images[j]) / 2).mean() for i, j in _neighbours()]),
+    'black/diversity-alex': 0.0,
+    'half/identity': 1.0,
   }
   assert measured.keys() == expected.keys()
   for name, value in expected.items():
-    assert measured[name] == pytest.approx(value, rel=1e-4), name
+    assert measured[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
 
 
 def test_few_pictures_and_unknown_metrics_are_refused(dataset):

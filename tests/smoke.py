@@ -16,8 +16,13 @@ EXPERIMENT = str(REPOSITORY / 'experiments' / 'vae.py')
 
 
 def smoke_config(variant: str, data_dir: Path | None = None) -> ConfigDict:
-  """The smoke configuration of `variant`, on the datasets in `data_dir`, read without worker processes."""
-  config = load_config(f'{EXPERIMENT}:{variant},smoke', [])
+  """The smoke configuration of the VAE's `variant`; see `experiment`."""
+  return experiment('vae', variant, data_dir)
+
+
+def experiment(name: str, variant: str, data_dir: Path | None = None) -> ConfigDict:
+  """The smoke configuration of a system's `variant`, on the datasets in `data_dir`, read without worker processes."""
+  config = load_config(f'{REPOSITORY / "experiments" / name}.py:{variant},smoke', [])
   config.data.data_dir = '' if data_dir is None else str(data_dir)
   config.data.workers = 0
   return config

@@ -1,7 +1,7 @@
 """Public checkpoints to Flax modules and variables, and back.
 
 A checkpoint is `{name: numpy array}` in the public code's own names and layouts; reading it from a file is the business
-of a reader, `keras_h5.read` or `torch_file.read`.
+of a reader: `keras_h5.read`, `torch_file.read` or `numpy_pickle.read`.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from jaxface.convert import bisenet, inception, lpips, resnet18, vae
+from jaxface.convert import beautygan, bisenet, inception, ipmnet, lpips, resnet18, resnet50_face, vae, vgg19
 from jaxface.errors import UserError
 
-SYSTEMS = {'vae': vae, 'bisenet': bisenet, 'resnet18': resnet18, 'lpips': lpips, 'inception': inception}
+SYSTEMS = {
+  'vae': vae,
+  'bisenet': bisenet,
+  'resnet18': resnet18,
+  'lpips': lpips,
+  'inception': inception,
+  'beautygan_generator': beautygan.generator,
+  'beautygan_discriminator': beautygan.discriminator,
+  'ipmnet_generator': ipmnet.generator,
+  'ipmnet_discriminator': ipmnet.discriminator,
+  'vgg19': vgg19,
+  'resnet50_face': resnet50_face,
+}
 
 
 def _system(name: str):

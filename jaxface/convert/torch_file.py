@@ -9,19 +9,19 @@ import collections
 import io
 import os
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxface.convert.plain_pickle import BROKEN, PlainUnpickler
 from jaxface.errors import UserError
 
 Tensors = dict[str, np.ndarray]
@@ -35,11 +35,9 @@ _STORAGES = {
 # How PyTorch before 1.6 begins a file: its magic number, pickled.
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
-# What a damaged or hostile pickle can make the unpickler raise, beside its own error.
-_BROKEN = (
-  pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError,
-  OverflowError, MemoryError, RuntimeError, OSError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+_BROKEN = (*BROKEN, zipfile.BadZipFile, zlib.error, safetensors.SafetensorError)
+
+_WAY_OUT = 'only files of plain tensors are read: in PyTorch, save model.state_dict(), or the tensors as .safetensors'
 
 
 class _StorageType(NamedTuple):
@@ -97,7 +95,7 @@ def read(path: str | os.PathLike[str], *, key: str | None = None) -> Tensors:
         _Unpickler(path, io.BytesIO(file.read())).load()  # Says what it would run, if anything.
   except UserError:
     raise
-  except (*_BROKEN, safetensors.SafetensorError) as error:
+  except _BROKEN as error:
     raise UserError(
       f'{path} is damaged or incomplete ({type(error).__name__}: {" ".join(str(error).split())[:120]}); '
       'copy or download it again'
@@ -215,15 +213,13 @@ def _leaves(path: str, tree: Any, kind: Any, names: tuple[str, ...] = ()) -> Ite
       yield from _leaves(path, value, kind, (*names, str(i)))
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
   """Builds plain containers, and notes tensors; whatever else a pickle wants to call ends it."""
 
   def __init__(self, path: str, stream: io.BytesIO):
-    super().__init__(stream, encoding='utf-8')
     self.storages: dict[str, np.dtype] = {}  # Those met so far, by key.
-    self._path, self._stream = path, stream
-    # Bound methods and types of which a pickle can change nothing, unlike functions.
-    self._known = {
+    self._path = path
+    known = {
       ('collections', 'OrderedDict'): collections.OrderedDict,
       ('collections', 'Counter'): collections.OrderedDict,
       ('torch', 'Size'): tuple,
@@ -232,33 +228,8 @@ class _Unpickler(pickle.Unpickler):
       ('torch._utils', '_rebuild_parameter'): self._parameter,
       ('torch._utils', '_rebuild_parameter_with_state'): self._parameter,
     }
-
-  def load(self) -> Any:
-    """What the next pickle of the stream holds."""
-    start = self._stream.tell()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(self._stream)):
-      # A few damaged bytes could make the unpickler claim all memory: for a number's place, or for text to come.
-      if opcode.name == 'BYTEARRAY8' or (opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > count):
-        raise ValueError(f'{opcode.name} {argument}')
-    self._stream.seek(start)
-    return super().load()
-
-  def find_class(self, module: str, name: str) -> Any:
-    """What a global of the pickle means here: never the thing of that name, which is not even looked up."""
-    if (module, name) in self._known:
-      return self._known[module, name]
-    if module == 'torch' and name in _STORAGES:
-      return _StorageType(_STORAGES[name])
-    path = self._path
-
-    def refuse(*_: Any, **__: Any) -> NoReturn:
-      raise UserError(
-        f'{path} is a pickle that would run {module}.{name}; only files of plain tensors are read: in PyTorch, save '
-        'model.state_dict(), or the tensors as .safetensors, and never load a file whose source you do not trust'
-      )
-
-    # As a mere name, such as a dictionary's key, it does no harm; making one of it is refused.
-    return type(name, (), {'__new__': refuse, '__module__': module})
+    known |= {('torch', name): _StorageType(dtype) for name, dtype in _STORAGES.items()}
+    super().__init__(path, stream, known, encoding='utf-8', way_out=_WAY_OUT)
 
   def persistent_load(self, pid: Any) -> _Storage:
     """A storage: ('storage', type, key, device, count[, window])."""

@@ -19,6 +19,19 @@ from jaxface.errors import UserError
 # Below as many pictures as there are features the covariances are singular, and the distance mostly says so.
 LEAST_PICTURES = 2048
 
+# How pictures reach the network: what a figure's name leaves open.
+PREPARATION = '299x299 bilinear without antialiasing'
+
+
+def check_count(count: int, of: str = '') -> None:
+  """UserError where `count` pictures are too few to measure by; `of` names the set."""
+  if count < LEAST_PICTURES:
+    raise UserError(
+      f'{of and f"{of}: "}FID of {count:,} pictures is mostly noise and bias, for it estimates a covariance of 2,048 '
+      f'features; take {LEAST_PICTURES:,} pictures or more on either side (10,000 and more are usual), take kid, '
+      'or say --allow-few'
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatistics:

@@ -3,15 +3,20 @@
 from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
+from jaxface.tasks.beautygan import make_beautygan
+from jaxface.tasks.ipmnet import make_ipmnet
 from jaxface.tasks.parsing import make_parsing
 from jaxface.tasks.task import Task
 from jaxface.tasks.vae import make_vae
 
-TASKS = {'vae': make_vae, 'parsing': make_parsing}
+TASKS = {'vae': make_vae, 'parsing': make_parsing, 'ipmnet': make_ipmnet, 'beautygan': make_beautygan}
 
 
-def make_task(config: ConfigDict, axis_name: str | None = None) -> Task:
-  """Builds the task named by `config.task`; `axis_name` is the `pmap` axis, None under `jit`."""
+def make_task(config: ConfigDict, axis_name: str | None = None, *, training: bool = True) -> Task:
+  """Builds the task named by `config.task`; `axis_name` is the `pmap` axis, None under `jit`.
+
+  Without `training` it lacks the frozen networks that only losses need.
+  """
   if config.task not in TASKS:
     raise UserError(f'unknown task {config.task!r}; choose from {", ".join(TASKS)}')
-  return TASKS[config.task](config, axis_name)
+  return TASKS[config.task](config, axis_name, training=training)

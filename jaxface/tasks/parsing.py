@@ -24,7 +24,7 @@ from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import make_optimizer
 from jaxface.state import PyTree, TrainState, first_state
 from jaxface.tasks.gradients import update
-from jaxface.tasks.task import Batch, Metrics, compute_dtype, row_keys
+from jaxface.tasks.task import Batch, Compared, Metrics, compute_dtype, row_keys
 
 # How much of an overlay is the picture.
 _OVERLAY = 0.45
@@ -135,7 +135,9 @@ class ParsingTask:
 
   batch_fields = ('image', 'label')
   optional_fields = ()
+  frozen = None
   columns = ('input', 'true labels', 'predicted labels', 'overlay')
+  given = ('input',)
   comparison = ('predicted labels',)
 
   @property
@@ -217,9 +219,9 @@ class ParsingTask:
       **{f'iou/{name}': float(iou) for name, iou in named if np.isfinite(iou)},
     }
 
-  def pairs(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """None: label maps are no pictures."""
-    return {}
+  def compared(self, state: TrainState, batch: Batch) -> Compared:
+    """Nothing: label maps are no pictures."""
+    return Compared()
 
   def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
     """Columns to look at: the input, both label maps in `labels.PALETTE`'s colours, the prediction over the input."""
@@ -235,11 +237,12 @@ class ParsingTask:
     }
 
 
-def make_parsing(config: ConfigDict, axis_name: str | None = None) -> ParsingTask:
+def make_parsing(config: ConfigDict, axis_name: str | None = None, *, training: bool = True) -> ParsingTask:
   """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
+  del training  # Its losses need no network but its own.
   model = config.model
-  if model.label_order not in labels.ORDERS:
-    raise UserError(f'unknown model.label_order {model.label_order!r}; choose from {", ".join(labels.ORDERS)}')
+  if model.label_order not in labels.FULL_ORDERS:
+    raise UserError(f'unknown model.label_order {model.label_order!r}; choose from {", ".join(labels.FULL_ORDERS)}')
   if model.image_size < 32:
     raise UserError(f'model.image_size={model.image_size} is too small for the parser; give at least 32')
   channels = widths(model.width_multiplier)._asdict()

@@ -1,17 +1,33 @@
 """What a task is: a handful of pure functions over a state pytree, which the train loop compiles and calls."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.state import TrainState
+from jaxface.state import PyTree, TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+
+class Compared(NamedTuple):
+  """Pictures for metrics by networks, float [B, H, W, 3] in [0, 1].
+
+  Attributes:
+    pairs: what should be alike, (true, made) by protocol: LPIPS.
+    real: what made pictures should be like as a whole.
+    sets: made pictures by protocol: FID against `real`; with each other, diversity.
+    persons: what should show one person, by protocol: identity.
+  """
+
+  pairs: Mapping[str, tuple[jax.Array, jax.Array]] = {}
+  real: jax.Array | None = None
+  sets: Mapping[str, jax.Array] = {}
+  persons: Mapping[str, tuple[jax.Array, jax.Array]] = {}
 
 
 class Task(Protocol):
@@ -27,11 +43,13 @@ class Task(Protocol):
   batch_fields: tuple[str, ...]
   optional_fields: tuple[str, ...]  # Also given where the dataset can.
   columns: tuple[str, ...]  # What `render` may return, in the order to show it.
+  given: tuple[str, ...]  # Columns of `render` that are input: a comparison of runs shows them first.
   comparison: tuple[str, ...]  # Columns of `render` that a comparison of runs shows, the first that there is.
+  frozen: PyTree  # Networks that are used and never trained, numpy, for `state.frozen`; None where there are none.
   protocol: dict[str, str]  # What the names of the metrics leave open: variants, windows, sizes.
 
   def init(self, key: jax.Array) -> TrainState:
-    """A fresh state."""
+    """A fresh state, without the frozen networks: the engine adds them."""
     ...
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -46,8 +64,8 @@ class Task(Protocol):
     """What to report, in order, from the averages over a split of what `eval_step` returned (float64, [] or [...])."""
     ...
 
-  def pairs(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """What perceptual metrics compare, by protocol: originals and pictures, float [B, H, W, 3] in [0, 1]."""
+  def compared(self, state: TrainState, batch: Batch) -> Compared:
+    """What metrics by networks compare; nothing where the task makes no pictures."""
     ...
 
   def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:

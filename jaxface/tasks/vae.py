@@ -14,15 +14,12 @@ from ml_collections import ConfigDict
 from jaxface import losses
 from jaxface.augment import Augment, to_float
 from jaxface.errors import UserError
-from jaxface.metrics import pixel, segmentation
-from jaxface.metrics.vif import LEAST_SIDE as VIF_LEAST_SIDE
-from jaxface.metrics.vif import vif
+from jaxface.metrics import paired, segmentation
 from jaxface.models.vae import FaceMaskVAE, Prediction, stage_widths
 from jaxface.optimizers import make_optimizer
-from jaxface.ssim import ms_ssim, ms_ssim_least_side, ssim
 from jaxface.state import PyTree, TrainState, first_state
 from jaxface.tasks.gradients import update
-from jaxface.tasks.task import Batch, Metrics, compute_dtype, row_keys
+from jaxface.tasks.task import Batch, Compared, Metrics, compute_dtype, row_keys
 
 # Weights of the reconstruction terms, by the loss's name in the paper.
 RECONSTRUCTION_LOSSES = {
@@ -88,7 +85,9 @@ class VaeTask:
   accumulate_steps: int = 1
   ema_decay: float = 0.0  # 0: no averaged copy.
 
+  frozen = None
   columns = ('input', 'decoded', 'predicted mask', 'by predicted mask', 'true mask', 'by true mask', 'sample')
+  given = ('input',)
   # Columns of `render` that a comparison of several runs shows, the first that there is: the paper's figures set
   # every variant's faces on the true background.
   comparison = ('by true mask', 'decoded')
@@ -107,18 +106,10 @@ class VaeTask:
   def protocol(self) -> dict[str, str]:
     """What the names of the metrics leave open."""
     size, window = self.model.image_size, self.loss.filter_size
-    pictures = f'{size}x{size}, [0, 1], z = posterior mean'
-    ssim_text = f'Gaussian window {window}, sigma 1.5'
-    left_out = f'left out: needs {ms_ssim_least_side(window)} pixels at window {window}'
-    return {
-      'pictures': pictures,
-      'ssim': ssim_text,
-      'ms_ssim': f'five scales, {ssim_text}' if size >= ms_ssim_least_side(window) else left_out,
-      'vif': 'pixel domain, 4 scales, mean over RGB'
-      if size >= VIF_LEAST_SIDE
-      else f'left out: needs {VIF_LEAST_SIDE} pixels',
-      'rmse': 'root per picture, mean over pictures',
-    }
+    texts = paired.told(window)
+    for name in texts.keys() - picture_metrics(size, window).keys():
+      texts[name] = f'left out: needs {paired.least_side(name, window)} pixels at window {window}'
+    return {'pictures': f'{size}x{size}, [0, 1], z = posterior mean', **texts}
 
   def init(self, key: jax.Array) -> TrainState:
     """A fresh state: Glorot-uniform kernels, zero biases."""
@@ -187,12 +178,12 @@ class VaeTask:
       metrics['mask/dice'] = segmentation.mask_dice(predicted.mask, mask)
     return metrics
 
-  def pairs(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+  def compared(self, state: TrainState, batch: Batch) -> Compared:
     """Originals and reconstructions under each protocol of `eval_step`."""
     floats = _as_floats(batch)
     image = floats['image']
     pictures = _protocols(self.predict(state, image), image, floats.get('mask'))
-    return {protocol: (image, picture) for protocol, picture in pictures.items()}
+    return Compared(pairs={name: (image, picture) for name, picture in pictures.items()}, real=image, sets=pictures)
 
   def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The averages themselves: the loss, then protocol by protocol, then the mask."""
@@ -227,23 +218,17 @@ class VaeTask:
     return columns | {'sample': drawn}
 
 
-def picture_metrics(image_size: int, filter_size: int) -> dict:
+def picture_metrics(image_size: int, filter_size: int) -> dict[str, paired.Measure]:
   """The paper's picture metrics that need no network, {name: (reference, picture) -> [B]}; pictures in [0, 1].
 
   SSIM and MS-SSIM use the loss's window: with one of 11, MS-SSIM is not defined at 144 pixels. A measure whose scales
   do not fit the picture is left out (MS-SSIM under 129 pixels at window 9, VIF under 41).
   """
-  metrics = {
-    'l1': pixel.l1,
-    'rmse': pixel.rmse,
-    'psnr': pixel.psnr,
-    'ssim': lambda a, b: ssim(a, b, filter_size=filter_size),
+  return {
+    name: measure
+    for name, measure in paired.measures(filter_size).items()
+    if image_size >= paired.least_side(name, filter_size)
   }
-  if image_size >= ms_ssim_least_side(filter_size):
-    metrics['ms_ssim'] = lambda a, b: ms_ssim(a, b, filter_size=filter_size)
-  if image_size >= VIF_LEAST_SIDE:
-    metrics['vif'] = vif
-  return metrics
 
 
 def _as_floats(batch: Batch) -> dict[str, jax.Array]:
@@ -263,8 +248,9 @@ def _composite(decoded: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Arr
   return decoded * mask + image * (1 - mask)
 
 
-def make_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
+def make_vae(config: ConfigDict, axis_name: str | None = None, *, training: bool = True) -> VaeTask:
   """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
+  del training  # Its losses need no network but its own.
   model = dict(config.model)
   masks = model.pop('masks')
   widths = stage_widths(model['image_size'], model.pop('width_multiplier'))._asdict()

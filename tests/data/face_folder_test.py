@@ -133,8 +133,12 @@ def test_a_wrong_label_order_is_noticed(tmp_path, written, said):
     rows = ['background', 'hair', 'skin', 'l_brow', 'l_eye', 'nose', 'u_lip', 'mouth', 'l_lip', 'neck']
     rows = [labels.ORDERS[written].index(row) for row in rows for _ in range(2)]
     pictures.write_picture(tmp_path / 'labels' / name, np.array(rows, np.uint8)[:, None].repeat(16, 1))
-  builder = build(tmp_path, labels=tmp_path / 'labels', label_order=said)
-  assert builder.info.metadata['label_order_doubtful'] == (written != said)
+  if said == 'makeup_transfer' and written != said:
+    with pytest.raises(UserError, match='label values outside 0..13: 2'):
+      build(tmp_path, labels=tmp_path / 'labels', label_order=said)
+  else:
+    builder = build(tmp_path, labels=tmp_path / 'labels', label_order=said)
+    assert builder.info.metadata['label_order_doubtful'] == (written != said)
 
 
 def test_every_ninth_and_tenth_of_ten(tmp_path):

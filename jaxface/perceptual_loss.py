@@ -1,0 +1,59 @@
+"""Losses by the features of a frozen network: a face network's for identity, VGG-19's for what a picture shows."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxface import weights
+from jaxface.errors import UserError
+from jaxface.models.resnet50_face import SMALLEST, FaceResNet50, random_variables
+from jaxface.state import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualLoss:
+  """Mean distance between a network's features of two batches of pictures in [-1, 1], float [B, H, W, 3].
+
+  Of several maps of features the means are summed.
+  """
+
+  module: nn.Module
+  distance: Callable[[jax.Array], jax.Array]
+
+  def __call__(self, variables: PyTree, made: jax.Array, true: jax.Array) -> jax.Array:
+    """Scalar; `variables` those of the module, frozen. Of `true` no gradient is taken."""
+    features = [self.module.apply(variables, image) for image in (made, jax.lax.stop_gradient(true))]
+    return sum(self.distance(a - b).mean() for a, b in zip(*map(jax.tree.leaves, features), strict=True))
+
+
+def face_features(name: str, side: int) -> tuple[PerceptualLoss | None, PyTree]:
+  """L1 distance of face ResNet-50 features (IPM-Net) and the variables, for pictures of `side` pixels.
+
+  'vggface2': the published weights, converted before. 'random': a network never trained, which is what the public
+  IPM-Net code compares by, for it loads the weights and never puts them in place. 'none': no such term.
+  """
+  if name == 'none':
+    return None, None
+  pool = 'window' if side >= SMALLEST else 'global'
+  if name == 'random':
+    module = FaceResNet50(pool=pool)
+    variables = random_variables(0, module)
+  elif name == 'vggface2':
+    network = weights.load('resnet50_face')
+    module, variables = network.module.clone(pool=pool), network.variables
+  else:
+    raise UserError(f'unknown loss.perceptual {name!r}; choose from vggface2, random, none')
+  return PerceptualLoss(module, jnp.abs), variables
+
+
+def vgg_features(name: str) -> tuple[PerceptualLoss | None, PyTree]:
+  """Squared distance of VGG-19's relu4_1 (BeautyGAN) and the variables: 'vgg19', converted before, or 'none'."""
+  if name == 'none':
+    return None, None
+  if name != 'vgg19':
+    raise UserError(f'unknown loss.perceptual {name!r}; choose from vgg19, none')
+  network = weights.load('vgg19')
+  return PerceptualLoss(network.module, jnp.square), network.variables

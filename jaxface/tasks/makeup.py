@@ -1,0 +1,255 @@
+"""What the makeup systems share: the pictures a step sees, transfer at a level, what is measured, what is drawn.
+
+A *target* is a face without makeup, a *reference* another person's face with it; the result is the target wearing the
+reference's makeup. Rendered faces have a *true* result as well, the target painted with that makeup.
+"""
+
+# B batch | S picture size | H,W sides of what the network sees
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxface.augment import Framing, to_float
+from jaxface.errors import UserError
+from jaxface.histogram_matching import regions
+from jaxface.metrics import pixel
+from jaxface.ssim import ssim
+from jaxface.state import PyTree, TrainState
+from jaxface.tasks.task import Batch, Compared, Metrics, row_keys
+from jaxface.texture import keep_mask
+
+# How far from the eye its makeup reaches, as a share of the picture's side (BeautyGAN: 10 pixels of 256).
+EYE_MARGIN = 10 / 256
+_SSIM_WINDOW = 11
+
+
+class Faces(NamedTuple):
+  """Pictures as the networks see them: `image` [B, H, W, 3] in [-1, 1], `label` [B, H, W] in the project's order.
+
+  `texture` [B, H, W, 1] in [0, 1] only where the system uses one.
+  """
+
+  image: jax.Array
+  label: jax.Array
+  texture: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeupTask(abc.ABC):
+  """Evaluation and pictures of a makeup system; training is the subclass's.
+
+  Attributes:
+    framing: which square of a picture the networks see.
+    image_size: side S of the pictures that the square is cut from.
+    frozen: variables of the networks that the losses compare by; see `Task`.
+  """
+
+  framing: Framing
+  image_size: int
+  frozen: PyTree = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
+
+  batch_fields = ('image', 'label', 'reference_image', 'reference_label')
+  optional_fields = ('makeup_image',)
+  columns = ('target', 'reference', 'transfer', 'half', 'reconstruction', 'true')
+  given = ('target', 'reference')
+  comparison = ('transfer',)
+
+  @abc.abstractmethod
+  def code(self, state: TrainState, reference: Faces) -> jax.Array:
+    """What is to be known of references, to be computed once for many targets: [B, ...]."""
+
+  @abc.abstractmethod
+  def wear(self, state: TrainState, target: Faces, code: jax.Array, level: jax.Array | None = None) -> jax.Array:
+    """Targets with the makeup of `code` at `level` [B]: 0 their own, 1 (and None) the reference's.
+
+    Returns pictures in [-1, 1], float32 [B, H, W, 3], not clipped.
+    """
+
+  def planes(self, image: jax.Array, label: jax.Array, *, made_up: bool) -> dict[str, jax.Array]:
+    """More fields of `Faces`, made from whole pictures [B, S, S, 3] in [0, 1] before the networks' square is cut."""
+    del image, label, made_up
+    return {}
+
+  def faces(self, image: jax.Array, label: jax.Array, *, made_up: bool, keys: jax.Array | None = None) -> Faces:
+    """Pictures uint8 or [0, 1] [B, S, S, 3] and label maps [B, S, S] -> what the networks see; with `keys`, drawn."""
+    image = to_float(image)
+    fields = {'image': 2 * image - 1, 'label': label, **self.planes(image, label, made_up=made_up)}
+    return Faces(**(self.framing.centred(fields) if keys is None else self.framing.drawn(fields, keys)))
+
+  def sides(self, batch: Batch, key: jax.Array) -> tuple[Faces, Faces]:
+    """A training batch's references (A, with makeup) and targets (B, without), framed at random row by row.
+
+    They have nothing to do with each other: each comes in an order of its own.
+    """
+    a_key, b_key = jax.random.split(key)
+    a = (batch['reference_image'], batch['reference_label'])
+    b = (batch['image'], batch['label'])
+    return (
+      self.faces(*a, made_up=True, keys=row_keys(a_key, batch)),
+      self.faces(*b, made_up=False, keys=row_keys(b_key, batch)),
+    )
+
+  @property
+  def protocol(self) -> dict[str, str]:
+    """What the names of the metrics leave open."""
+    size = self.framing.crop_size
+    window = min(_SSIM_WINDOW, size)
+    return {
+      'pictures': f'the middle {size}x{size} of {self.image_size}x{self.image_size}, [0, 1], clipped',
+      'transfer': 'distance to the true made-up face, where the data has it',
+      'nothing': 'distance of the target itself to the true made-up face',
+      'lips, eyes, skin': 'only those pixels; eyes: skin in the box around each eye; SSIM of windows by their share',
+      'background': 'network output against the target outside skin, brows, nose and lips',
+      'reconstruction': 'level 0 against the target',
+      'ssim': f'Gaussian window {window}, sigma 1.5',
+    }
+
+  def eval_step(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Measures per example [B], 'what/metric'; those of a region are 0 where a face lacks it, which 'what/has' says."""
+    del key
+    seen = self._transfer(state, batch)
+    target, kept = _to_unit(seen.target.image), keep_mask(seen.target.label)
+    metrics = {
+      **_whole('reconstruction', target, seen.own),
+      **_region('background', target, seen.result, kept[..., 0], measures=('l1',)),
+    }
+    if seen.truth is None:
+      return metrics
+    areas = _areas(seen.target.label)
+    for name, picture in (('transfer', seen.result), ('nothing', target)):
+      metrics |= _whole(name, seen.truth, picture)
+      for area, mask in areas.items():
+        metrics |= _region(f'{name}, {area}', seen.truth, picture, mask)
+    return metrics
+
+  def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The averages; those of a region over the faces that have it."""
+    protocols = ['transfer', 'nothing', 'reconstruction', 'background']
+    protocols += [f'{name}, {area}' for area in ('lips', 'eyes', 'skin') for name in ('transfer', 'nothing')]
+    summary = {}
+    for protocol in protocols:
+      having = float(means.get(f'{protocol}/has', 1.0))
+      for metric in ('l1', 'psnr', 'ssim'):
+        if f'{protocol}/{metric}' in means and having > 0:
+          summary[f'{protocol}/{metric}'] = float(means[f'{protocol}/{metric}']) / having
+    return summary
+
+  def compared(self, state: TrainState, batch: Batch) -> Compared:
+    """True and made pictures, whole and with only a region not the true one; references and results; who is who."""
+    seen = self._transfer(state, batch)
+    target = _to_unit(seen.target.image)
+    made = {'transfer': seen.result, 'nothing': target}
+    pairs = {}
+    if seen.truth is not None:
+      pairs = {name: (seen.truth, picture) for name, picture in made.items()}
+      for area, mask in _areas(seen.target.label).items():
+        for name, picture in made.items():
+          pairs[f'{name}, {area}'] = (seen.truth, jnp.where(mask[..., None] > 0, picture, seen.truth))
+    return Compared(
+      pairs=pairs,
+      real=_to_unit(seen.reference.image),
+      sets={'transfer': seen.result, 'nothing': target},
+      persons={'transfer': (target, seen.result)},
+    )
+
+  def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
+    """Columns to look at: who wears, whose makeup, the transfer at levels 1, 0.5 and 0, and the true result."""
+    del key
+    seen = self._transfer(state, batch)
+    code = self.code(state, seen.reference)
+    half = self.wear(state, seen.target, code, jnp.full(len(code), 0.5))
+    columns = {
+      'target': _to_unit(seen.target.image),
+      'reference': _to_unit(seen.reference.image),
+      'transfer': seen.result,
+      'half': _to_unit(half),
+      'reconstruction': seen.own,
+    }
+    return columns if seen.truth is None else {**columns, 'true': seen.truth}
+
+  def _transfer(self, state: TrainState, batch: Batch) -> '_Seen':
+    target = self.faces(batch['image'], batch['label'], made_up=False)
+    reference = self.faces(batch['reference_image'], batch['reference_label'], made_up=True)
+    code = self.code(state, reference)
+    own = self.wear(state, target, code, jnp.zeros(len(code)))
+    truth = None
+    if 'makeup_image' in batch:
+      truth = self.framing.centred({'image': to_float(batch['makeup_image'])})['image']
+    return _Seen(target, reference, _to_unit(self.wear(state, target, code)), _to_unit(own), truth)
+
+
+def together(*parts: jax.Array) -> jax.Array:
+  """Batches [B, ...] as one [n B, ...], row by row, so that rows stay on the device they are on."""
+  stacked = jnp.stack(parts, axis=1)
+  return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def apart(x: jax.Array, parts: int) -> tuple[jax.Array, ...]:
+  """Undoes `together`."""
+  return tuple(jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0))
+
+
+class _Seen(NamedTuple):
+  """A batch in evaluation; `result`, `own` (at level 0) and `truth` in [0, 1]."""
+
+  target: Faces
+  reference: Faces
+  result: jax.Array
+  own: jax.Array
+  truth: jax.Array | None
+
+
+def _to_unit(image: jax.Array) -> jax.Array:
+  """[-1, 1] and beyond -> [0, 1]."""
+  return jnp.clip((image + 1) / 2, 0, 1)
+
+
+def _areas(label: jax.Array) -> dict[str, jax.Array]:
+  """Masks float32 [B, H, W] of where makeup is put."""
+  found = regions(label, margin=max(1, round(EYE_MARGIN * label.shape[1])), neck=False)
+  return {'lips': found['lip'], 'eyes': jnp.maximum(found['left_eye'], found['right_eye']), 'skin': found['skin']}
+
+
+def _window(image: jax.Array) -> int:
+  return min(_SSIM_WINDOW, *image.shape[1:3])
+
+
+def _whole(name: str, true: jax.Array, made: jax.Array) -> dict[str, jax.Array]:
+  return {
+    f'{name}/l1': pixel.l1(true, made),
+    f'{name}/psnr': pixel.psnr(true, made),
+    f'{name}/ssim': ssim(true, made, filter_size=_window(true)),
+  }
+
+
+def _region(
+  name: str, true: jax.Array, made: jax.Array, mask: jax.Array, measures: tuple[str, ...] = ('l1', 'psnr', 'ssim')
+) -> dict[str, jax.Array]:
+  """Measures over the pixels of `mask` [B, H, W]; 0 for a row without any, for which 'has' is 0."""
+  has = mask.any((1, 2)).astype(jnp.float32)
+  share = mask[..., None] / jnp.maximum(mask.sum((1, 2)), 1)[:, None, None, None] / true.shape[-1]
+  difference = true - made
+  mse = (jnp.square(difference) * share).sum((1, 2, 3))
+  found = {
+    'l1': lambda: (jnp.abs(difference) * share).sum((1, 2, 3)),
+    'psnr': lambda: jnp.minimum(-10 * jnp.log10(jnp.maximum(mse, 10 ** (-pixel.PSNR_CAP / 10))), pixel.PSNR_CAP),
+    'ssim': lambda: ssim(true, made, filter_size=_window(true), mask=mask[..., None]),
+  }
+  return {f'{name}/has': has, **{f'{name}/{measure}': found[measure]() * has for measure in measures}}
+
+
+def make_framing(config: ConfigDict, image_size: int) -> Framing:
+  """The framing that the `augment` part of an experiment describes, for pictures of `image_size`."""
+  if config.crop_size % 4 or not 32 <= config.crop_size <= image_size:
+    raise UserError(
+      f'augment.crop_size={config.crop_size} must be a multiple of 4, at least 32 and at most '
+      f'model.image_size={image_size}'
+    )
+  return Framing(config.crop_size, random_crop=config.random_crop, flip=config.flip)
