@@ -109,8 +109,8 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.dim = config.model.discriminator_dim = 16
     config.model.num_blocks = 3
     config.loss.perceptual = 'none'
-    config.batch_size = 4
-    config.total_steps = 4000
+    config.batch_size = 2
+    config.total_steps = 3000
     config.optimizer.learning_rate = 5e-4
     config.optimizer.decay = 'cosine'
     config.log_steps = 20

@@ -21,6 +21,7 @@ from jaxface import labels
 from jaxface.errors import UserError
 from jaxface.fields import FIELDS, REFERENCE
 from jaxface.prepare import find_prepared
+from jaxface.records import open_records
 
 Record = Mapping[str, Any]
 NumpyBatch = dict[str, np.ndarray]
@@ -169,15 +170,7 @@ def _open_split(
       'prepare it with --labels, or train a variant without masks' if missing == ['label'] else 'choose another dataset'
     )
     raise UserError(f'dataset {name} has no {" and no ".join(missing)}; {way_out}')
-  unused = {name: _skip(feature) for name, feature in builder.info.features.items() if name not in stored}
-  return builder.as_data_source(split, decoders=unused), f'{builder.info.full_name}/{split}/{counts[split]}'
-
-
-def _skip(feature: tfds.features.FeatureConnector) -> Any:
-  """What tells TFDS not to decode a feature: of one that holds others, each by itself."""
-  if isinstance(feature, tfds.features.FeaturesDict):
-    return {name: _skip(inner) for name, inner in feature.items()}
-  return tfds.decode.SkipDecoding()
+  return open_records(builder, split, stored), f'{builder.info.full_name}/{split}/{counts[split]}'
 
 
 def _order(source: Any, seed: int) -> grain.MapDataset:

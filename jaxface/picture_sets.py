@@ -74,6 +74,7 @@ def _prepared(name: str, feature: str, data_dir: str | os.PathLike | None) -> Pi
   import tensorflow_datasets as tfds
 
   from jaxface.prepare import find_prepared
+  from jaxface.records import open_records
 
   if name.startswith(('.', '/', '~')):
     raise UserError(f'{name}: no such folder')
@@ -87,13 +88,9 @@ def _prepared(name: str, feature: str, data_dir: str | os.PathLike | None) -> Pi
     there = f'splits {", ".join(builder.info.splits)}, features {", ".join(builder.info.features)}'
     raise UserError(f'dataset {name} has no {feature} in split {split!r}; it has {there}')
 
-  def source(*wanted: str) -> Sequence:
-    skip = {key: tfds.decode.SkipDecoding() for key in builder.info.features if key not in wanted}
-    return builder.as_data_source(split, decoders=skip)
-
-  ids = [record['id'].decode() for record in source('id')]
+  ids = [record['id'].decode() for record in open_records(builder, split, ['id'])]
   keys = tuple(os.path.splitext(key)[0] if key.lower().endswith(pictures.SUFFIXES) else key for key in ids)
-  records = source(feature)
+  records = open_records(builder, split, [feature])
 
   def read(i: int) -> np.ndarray:
     value = records[i][feature]

@@ -32,6 +32,16 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return folder
 
 
+@pytest.fixture(scope='session')
+def makeup_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """Sixty makeup triples of 16 pixels, the dataset of the makeup systems' 'smoke' configurations."""
+  from jaxface.prepare import prepare
+
+  folder = tmp_path_factory.mktemp('makeup')
+  prepare('synthetic_faces', data_dir=folder, size=16, count=60, seed=0, makeup_pairs=True)
+  return folder
+
+
 _LONG = (
   'train_test.py',
   'parallel_test.py',
@@ -39,6 +49,9 @@ _LONG = (
   'cli_test.py',
   'vae_test.py',
   'parsing_test.py',
+  'makeup_train_test.py',
+  'ipmnet_test.py',
+  'beautygan_test.py',
   'bisenet_test.py',
   'prepare_test.py',
 )

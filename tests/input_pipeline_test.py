@@ -9,7 +9,9 @@ import tensorflow_datasets as tfds
 
 from jaxface import labels
 from jaxface.errors import UserError
+from jaxface.fields import take
 from jaxface.input_pipeline import Decode, ResidentBatches, TrainBatches, eval_batches, load_whole, open_dataset
+from jaxface.pictures import write_picture
 from jaxface.prepare import find_prepared, prepare
 
 
@@ -147,3 +149,77 @@ def test_pictures_without_labels_give_no_masks(tmp_path):
   )
   assert set(load_whole(plain)) == {'image'}
   assert tfds.builder_from_directory(find_prepared(tmp_path / 'data', 'face_folder/mine')).info.splits
+
+
+PAIR = ('image', 'label', 'reference_image', 'reference_label')
+
+
+@pytest.fixture(scope='module')
+def pairs(makeup_dir):
+  return open_dataset(
+    'synthetic_faces/makeup_16', 'train', PAIR, image_size=16, optional_fields=('makeup_image',), data_dir=makeup_dir
+  )
+
+
+def test_references_come_in_an_order_of_their_own(pairs):
+  whole = load_whole(pairs)
+  assert set(whole) == {*PAIR, 'makeup_image'}
+  place = lambda field, image: next(i for i, other in enumerate(whole[field]) if np.array_equal(other, image))
+  met = []
+  for batch in _take(_stream(pairs), 12):
+    for i in range(8):
+      row, other = place('image', batch['image'][i]), place('reference_image', batch['reference_image'][i])
+      np.testing.assert_array_equal(batch['label'][i], whole['label'][row])
+      np.testing.assert_array_equal(batch['reference_label'][i], whole['reference_label'][other])
+      met.append((row, other))
+  # Two epochs of 48: everyone twice, on either side, and hardly anyone twice with the same partner.
+  for side in zip(*met, strict=True):
+    assert sorted(side) == sorted([*range(48)] * 2)
+  assert len(set(met)) > 85
+  assert sum(row == other for row, other in met) < 10
+
+
+def test_pairs_go_on_from_any_batch_in_any_process_and_from_the_devices(pairs):
+  whole = _take(_stream(pairs), 5)
+  _assert_same(_take(_stream(pairs, next_batch=3), 2), whole[3:])
+  part = _take(_stream(pairs, process=(1, 2)), 2)
+  for name in PAIR:
+    np.testing.assert_array_equal(part[1][name], whole[1][name][1::2])
+  resident = ResidentBatches(pairs, batch_size=8, seed=0, next_batch=3, process=(0, 1))
+  _assert_same([take(load_whole(pairs), batch) for batch in _take(resident, 2)], whole[3:])
+
+
+def test_evaluation_pairs_faces_with_their_own_reference_or_a_drawn_one(pairs, makeup_dir):
+  whole = load_whole(pairs)
+  joined = lambda dataset: np.concatenate([b['reference_image'] for b in eval_batches(dataset, batch_size=16)])
+  np.testing.assert_array_equal(joined(pairs), whole['reference_image'])
+  drawn = [
+    joined(open_dataset('synthetic_faces/makeup_16', 'train', PAIR, image_size=16, data_dir=makeup_dir, draw=draw))
+    for draw in (0, 0, 1)
+  ]
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+  assert (drawn[0] != drawn[2]).any()
+  assert (drawn[0] != whole['reference_image']).any()
+
+
+def test_references_may_be_a_split_of_their_own(tmp_path):
+  # As in Makeup Transfer: unequal numbers of faces with and without makeup.
+  source = tmp_path / 'mt'
+  rng = np.random.default_rng(0)
+  for kind, count in (('makeup', 30), ('non-makeup', 20)):
+    for i in range(count):
+      image = rng.integers(0, 256, (24, 24, 3), np.uint8)
+      label = np.full((24, 24), 1, np.uint8)  # Skin and hair, and a nose on those without makeup.
+      label[:6] = 10
+      label[12:16, 10:14] = 1 if kind == 'makeup' else 6
+      write_picture(source / 'images' / kind / f'{i}.png', image)
+      write_picture(source / 'segs' / kind / f'{i}.png', label)
+  prepare('makeup_transfer', source=source, data_dir=tmp_path / 'data', test_makeup=3, test_non_makeup=2)
+  opened = {}
+  for split in ('train', 'test'):
+    opened[split] = open_dataset('makeup_transfer/mt', split, PAIR, image_size=16, data_dir=tmp_path / 'data')
+  assert (len(opened['train']), len(opened['train'].companion)) == (18, 27)
+  batch = next(_stream(opened['train'], batch_size=4))
+  assert batch['reference_image'].shape == (4, 16, 16, 3)
+  assert [(batch[field] == labels.index('nose')).any() for field in ('label', 'reference_label')] == [True, False]
+  assert [b['weight'].sum() for b in eval_batches(opened['test'], batch_size=4)] == [2]

@@ -137,6 +137,17 @@ def test_instance_norm_is_exact_for_channels_that_hardly_vary():
   np.testing.assert_allclose(instance_norm(x.astype(np.float32), affine), expected * scale + shift, atol=1e-2)
 
 
+def test_the_layer_norm_is_of_all_pixels_and_channels_by_the_unbiased_deviation():
+  rng = np.random.default_rng(4)
+  x = rng.standard_normal((2, 2, 2, 3)).astype(np.float32) * 1e-5  # Of the size of the epsilon.
+  params = {'kernel': rng.standard_normal((5, 5, 3, 1)).astype(np.float32)}
+  params |= {name: rng.random(1, np.float32) * size for name, size in (('bias', 1e-5), ('scale', 1), ('shift', 1))}
+  y = np.asarray(from_parts(upsampled_conv5x5(x, params['kernel'])), np.float64) + params['bias']
+  mean, std = y.mean((1, 2, 3), keepdims=True), y.std((1, 2, 3), ddof=1, keepdims=True)
+  expected = np.maximum((y - mean) / (std + 1e-5) * params['scale'] + params['shift'], 0)
+  np.testing.assert_allclose(Up(1, jnp.float32).apply({'params': params}, x), expected, atol=1e-4)
+
+
 def test_halving_averages_what_is_inside():
   x = np.random.default_rng(3).standard_normal((1, 5, 6, 2)).astype(np.float32)
   around = lambda i, length: slice(max(2 * i - 1, 0), min(2 * i + 2, length))

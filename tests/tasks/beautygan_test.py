@@ -95,8 +95,8 @@ def test_all_three_networks_move_as_in_the_public_code(golden):
   }
   checked = 0
   for public, (name, system) in systems.items():
-    with_vectors = lambda params, name=name: {'params': params} | (
-      {'spectral': spectral[name]} if name in spectral else {}
+    with_vectors = lambda params, name=name: (
+      {'params': params} | ({'spectral': spectral[name]} if name in spectral else {})
     )
     old, new = (to_reference(system, with_vectors(state.params[name])) for state in (before, after))
     gradient = to_reference(system, with_vectors(jax.tree.map(lambda mu: 2 * mu, moments[name])))
