@@ -6,7 +6,7 @@ Variants:
   code    the recipe of the public code
   psgan   the same without the neck in the skin, as PSGAN's authors train it, for 50 epochs
 After a comma, flags:
-  demo   rendered faces at 64 pixels, a small network without VGG-19: minutes on a laptop
+  demo   rendered faces at 48 pixels, a small network without VGG-19: minutes on a laptop
   smoke  32 pixels, ten steps: seconds, for tests
 
 Training compares what pictures show by VGG-19 (torchvision's or the vgg_conv.pth of the public code, your download):
@@ -103,9 +103,9 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.loss.neck = False
     config.total_steps = 123_000
   if 'demo' in flags:
-    config.data.name = 'synthetic_faces/makeup_aligned_64'
+    config.data.name = 'synthetic_faces/makeup_aligned_48'
     config.data.eval_split = 'validation'
-    config.model.image_size = config.augment.crop_size = 64
+    config.model.image_size = config.augment.crop_size = 48
     config.model.dim = config.model.discriminator_dim = 16
     config.model.num_blocks = 3
     config.loss.perceptual = 'none'

@@ -6,7 +6,7 @@ Variants:
   code   the recipe of the public code, but for its doubled optimizer step and its face network that is never loaded
   paper  the paper's: batches of three, half the learning rate, random crops, the log GAN of its equation 8
 After a comma, flags:
-  demo   rendered faces at 64 pixels, a small network without the face network: minutes on a laptop
+  demo   rendered faces at 48 pixels, a small network without the face network: minutes on a laptop
   smoke  32 pixels, ten steps: seconds, for tests
 
 Training compares identity by a face network, VGGFace2's ResNet-50 (your download):
@@ -123,9 +123,9 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.loss.weights.cycle = 0.0
     config.augment.random_crop = True
   if 'demo' in flags:
-    config.data.name = 'synthetic_faces/makeup_aligned_64'
+    config.data.name = 'synthetic_faces/makeup_aligned_48'
     config.data.eval_split = 'validation'
-    config.model.image_size = config.augment.crop_size = 64
+    config.model.image_size = config.augment.crop_size = 48
     config.model.dim = config.model.discriminator_dim = 16
     config.model.mlp_dim = 64
     config.model.style_dim = 16
@@ -148,7 +148,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.dim = config.model.discriminator_dim = 4
     config.model.mlp_dim = 8
     config.model.style_dim = 4
-    config.model.num_blocks = 1
+    config.model.num_downsamples = config.model.num_blocks = 1
     config.model.discriminator_layers = 2
     config.model.discriminator_scales = 2
     config.loss.perceptual = 'none'

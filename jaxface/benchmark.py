@@ -1,4 +1,4 @@
-"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; SSIM; parsing.
+"""Throughput, measured: train steps by way of compiling, precision and feed; evaluation; the loader; a system in use.
 
 Every row says what is timed. Compilation is left out and given by itself; the clock stops when the results are there.
 """
@@ -29,12 +29,16 @@ from jaxface.parsing import Parser
 from jaxface.pictures import write_picture
 from jaxface.runs import open_split
 from jaxface.ssim import ssim
-from jaxface.state import for_evaluation
+from jaxface.state import TrainState, for_evaluation
 from jaxface.tasks import make_task
+from jaxface.tasks.task import Batch
 from jaxface.workdir import environment, write_atomically
 
 Row = dict[str, Any]
-PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap', 'parse')
+PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap', 'parse', 'transfer')
+# Parts that only some tasks have.
+_SPECIAL = {'parse': ('parsing',), 'transfer': ('ipmnet', 'beautygan')}
+_TRANSFER_BATCHES = (1, 8)
 
 # Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
 PEAKS = {
@@ -256,27 +260,68 @@ def _parse_rows(config: ConfigDict, seconds: float) -> Iterator[Row]:
   coarse = np.random.default_rng(0).integers(0, 256, (count, size // 16, size // 16, 3), np.uint8)
   images = [cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC) for image in coarse]
   per_call, calls = time_repeatedly(lambda: parser.parse_shrunk(images, [(size, size)] * count), seconds)
-  shared = {'devices': jax.local_device_count(), 'cpu_cores': os.cpu_count()}
-  what = f'{size}x{size}, {config.model.dtype}'
-  yield {
-    'timed': f'parsing, {what}: pictures to the devices, network, label maps back; no files',
-    'batch_size': parser.batch_size,
-    **shared,
-    'images_per_second': count / per_call,
-    'images_timed': calls * count,
-  }
+
+  def row(what: str, per_call: float, calls: int) -> Row:
+    return {
+      'timed': f'parsing, {size}x{size}, {config.model.dtype}: {what}',
+      'batch_size': parser.batch_size,
+      'devices': jax.local_device_count(),
+      'cpu_cores': os.cpu_count(),
+      'images_per_second': count / per_call,
+      'images_timed': calls * count,
+    }
+
+  yield row('pictures to the devices, network, label maps back; no files', per_call, calls)
   with tempfile.TemporaryDirectory() as folder:
     for i, image in enumerate(images):
       write_picture(Path(folder, 'photos', f'{i}.jpg'), image)
     photos, out = Path(folder, 'photos'), Path(folder, 'parsed')
     per_call, calls = time_repeatedly(lambda: parse(parser, [photos], out, quiet=True).parsed, seconds)
-  yield {
-    'timed': f'parsing, {what}: JPEGs read and decoded, label maps written as PNGs',
-    'batch_size': parser.batch_size,
-    **shared,
-    'images_per_second': count / per_call,
-    'images_timed': calls * count,
-  }
+  yield row('JPEGs read and decoded, label maps written as PNGs', per_call, calls)
+
+
+def _transfer_rows(config: ConfigDict, seconds: float) -> Iterator[Row]:
+  """Makeup transfer in use, random weights, one device: the networks alone, and from pictures and label maps."""
+  engine = _engine(config, 'jit', jax.devices()[:1])
+  task, state = engine.task, for_evaluation(engine.init())
+  size = config.augment.crop_size
+
+  def from_pictures(state: TrainState, batch: Batch) -> jax.Array:
+    reference = task.faces(batch['reference_image'], batch['reference_label'], made_up=True)
+    return task.wear(state, task.faces(batch['image'], batch['label'], made_up=False), task.code(state, reference))
+
+  for rows in _TRANSFER_BATCHES:
+    batch = {name: jnp.asarray(value) for name, value in _random_batch(config, engine, rows).items()}
+    target, reference = jax.jit(
+      lambda batch: (
+        task.faces(batch['image'], batch['label'], made_up=False),
+        task.faces(batch['reference_image'], batch['reference_label'], made_up=True),
+      )
+    )(batch)
+    code = jax.jit(task.code)(state, reference)
+    ways = {
+      'networks; the reference encoded before': (jax.jit(task.wear), (state, target, code)),
+      'networks; the reference encoded, too': (
+        jax.jit(lambda state, target, reference: task.wear(state, target, task.code(state, reference))),
+        (state, target, reference),
+      ),
+      'pictures and label maps prepared, networks': (jax.jit(from_pictures), (state, batch)),
+    }
+    for what, (function, arguments) in ways.items():
+      began = time.perf_counter()
+      compiled = function.lower(*arguments).compile()
+      compile_seconds = time.perf_counter() - began
+      per_call, calls = time_repeatedly(lambda call=compiled, given=arguments: call(*given), seconds)
+      yield {
+        'timed': f'makeup transfer, {size}x{size}, {config.model.dtype}: {what}',
+        'batch_size': rows,
+        'devices': 1,
+        'images_per_second': rows / per_call,
+        'milliseconds_per_image': per_call / rows * 1e3,
+        'model_tflop': _cost(compiled, 1)['model_tflop'],
+        'compile_seconds': compile_seconds,
+        'steps_timed': calls,
+      }
 
 
 def _with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
@@ -311,6 +356,8 @@ def _rows(config: ConfigDict, parts: Sequence[str], seconds: float) -> Iterator[
       yield _evaluate_row(variant, devices, seconds)
     if 'parse' in parts:
       yield from _parse_rows(variant, seconds)
+    if 'transfer' in parts:
+      yield from _transfer_rows(variant, seconds)
 
 
 def _say(row: Row) -> None:
@@ -323,13 +370,14 @@ def _say(row: Row) -> None:
 
 def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | None, seconds: float) -> list[Row]:
   """Measures `only` these parts (default all), each row for about `seconds`; prints rows and writes JSON to `out`."""
-  parses = config.task == 'parsing'
-  parts = tuple(only or (part for part in PARTS if parses or part != 'parse'))
-  unknown = [part for part in parts if part not in PARTS]
-  if unknown:
-    raise UserError(f'unknown part {unknown[0]!r}; choose from {", ".join(PARTS)}')
-  if 'parse' in parts and not parses:
-    raise UserError("the part 'parse' needs a face parser; say --config experiments/bisenet.py:synthetic")
+  possible = [part for part in PARTS if config.task in _SPECIAL.get(part, (config.task,))]
+  parts = tuple(only or possible)
+  for part in parts:
+    if part not in PARTS:
+      raise UserError(f'unknown part {part!r}; choose from {", ".join(PARTS)}')
+    if part not in possible:
+      tasks = ' or '.join(_SPECIAL[part])
+      raise UserError(f'the part {part!r} needs --config of an experiment of task {tasks}; this is {config.task}')
   device = jax.devices()[0]
   print(
     f'{len(jax.devices())} x {device.device_kind} ({jax.default_backend()}), jax {jax.__version__}; '

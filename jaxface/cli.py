@@ -153,9 +153,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=run, takes_overrides=False)
     return sub
 
-  from jaxface import parse, prepare, score
+  from jaxface import makeup, parse, prepare, score
 
-  for module in (prepare, parse, score):
+  for module in (prepare, parse, score, makeup):
     module.register(commands)
 
   sub = command('train', _train, 'train a system, or go on with a run')

@@ -1,5 +1,14 @@
 """The one error a user's own input can cause; the command line prints it as a single line and exits with status 2."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
   """Wrong input. The message is one line: the offending value, what is legal, and the way out."""
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+  """The first few of a list that may be long, for a message: 'a, b, c and 4 more'."""
+  names = list(names)
+  more = f' and {len(names) - shown} more' if len(names) > shown else ''
+  return ', '.join(names[:shown]) + more

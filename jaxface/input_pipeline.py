@@ -129,7 +129,8 @@ def open_dataset(
 
   Where `fields` asks for references, they are those stored beside every picture, if there are such; otherwise the
   pictures are the split `<split>_non_makeup` and the references `<split>_makeup`. In evaluation a picture gets its own
-  reference or, where there is none or `draw` is a number, one drawn at random, for every `draw` another.
+  reference or, where there is none or `draw` is a number, one drawn at random, for every `draw` another; of such there
+  is no true result ('makeup_image').
 
   Raises UserError where the dataset or split is missing, or cannot give one of `fields`; `optional_fields` are given
   where it can.
@@ -138,6 +139,8 @@ def open_dataset(
     raise UserError(f'unknown data.resize {resize!r}; choose from {", ".join(RESIZES)}')
   builder = tfds.builder_from_directory(find_prepared(data_dir, name))
   features = builder.info.features
+  if draw is not None:
+    optional_fields = [field for field in optional_fields if field != 'makeup_image']
   fields = (*fields, *(field for field in optional_fields if FIELDS[field] in features))
   wanted = tuple(field for field in fields if field.startswith(REFERENCE))
   pictures = Decode(tuple(field for field in fields if field not in wanted), image_size, resize)

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxface import labels, pictures
-from jaxface.errors import UserError
+from jaxface.errors import UserError, some
 from jaxface.threads import chunks, ordered_map
 
 if TYPE_CHECKING:
@@ -48,14 +48,10 @@ class Summary:
   def __str__(self):
     lines = [f'parsed {self.parsed:,} pictures into {self.out}', f'  by          {self.parser}']
     for reason, names in self.skipped.items():
-      lines.append(f'  skipped     {len(names):,} {reason}: {_some(names)}')
+      lines.append(f'  skipped     {len(names):,} {reason}: {some(names)}')
     if self.renamed:
-      lines.append(f'  renamed     {len(self.renamed):,} with the name of another picture: {_some(self.renamed)}')
+      lines.append(f'  renamed     {len(self.renamed):,} with the name of another picture: {some(self.renamed)}')
     return '\n'.join(lines)
-
-
-def _some(names: Sequence[str]) -> str:
-  return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
 
 
 @dataclasses.dataclass

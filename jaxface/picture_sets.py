@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxface import labels, pictures
-from jaxface.errors import UserError
+from jaxface.errors import UserError, some
 from jaxface.pictures import PictureError
 from jaxface.threads import ordered_map
-
-_SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ def _folder(folder: Path, read: Callable[[Path], np.ndarray]) -> PictureSet:
   keys = tuple(os.fspath(path.relative_to(folder).with_suffix('')) for path in paths)
   twice = [key for key, count in collections.Counter(keys).items() if count > 1]
   if twice:
-    raise UserError(f'{folder}: more than one picture is called {_some(twice)}; names must differ by more than suffix')
+    raise UserError(f'{folder}: more than one picture is called {some(twice)}; names must differ by more than suffix')
   return PictureSet(os.fspath(folder), keys, lambda i: read(paths[i]))
 
 
@@ -104,13 +102,13 @@ def paired(a: PictureSet, b: PictureSet) -> list[tuple[int, int]]:
   index = {key: i for i, key in enumerate(b.keys)}
   alone = [(s.name, key) for s, other in ((a, b), (b, a)) for key in sorted(set(s.keys) - set(other.keys))]
   if alone:
-    some = '; '.join(
-      f'only in {s.name}: {_some([key for name, key in alone if name == s.name])}'
+    listed = '; '.join(
+      f'only in {s.name}: {some([key for name, key in alone if name == s.name])}'
       for s in (a, b)
       if any(name == s.name for name, _ in alone)
     )
     raise UserError(
-      f'{len(alone)} have no partner of the same name ({some}); these metrics compare pairs, which fid and kid do not'
+      f'{len(alone)} have no partner of the same name ({listed}); these metrics compare pairs, which fid and kid do not'
     )
   return [(i, index[key]) for i, key in enumerate(a.keys)]
 
@@ -131,7 +129,7 @@ class Skipped:
     return sum(map(len, self.names.values()))
 
   def __str__(self):
-    return '; '.join(f'{len(names)} {reason}: {_some(names)}' for reason, names in self.names.items())
+    return '; '.join(f'{len(names)} {reason}: {some(names)}' for reason, names in self.names.items())
 
 
 def read_each(read: Callable[[int], object], keys: Sequence[str], skipped: Skipped) -> Iterator[object]:
@@ -165,7 +163,3 @@ def batches_by_shape(
     elif sum(map(len, waiting.values())) >= 4 * batch_size:
       yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
   yield from waiting.values()
-
-
-def _some(names: Sequence[str]) -> str:
-  return ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else '')

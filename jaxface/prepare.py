@@ -24,7 +24,7 @@ from absl import logging
 from tqdm import tqdm
 
 from jaxface import labels, pictures
-from jaxface.errors import UserError
+from jaxface.errors import UserError, some
 
 if TYPE_CHECKING:
   from jaxface.parsing import Parser
@@ -77,18 +77,16 @@ class Summary:
 
   def __str__(self):
     splits = ', '.join(f'{split} {count:,}' for split, count in self.splits.items())
-    sizes = ', '.join(f'{size} ({count:,})' for size, count in list(self.picture_sizes.items())[:3])
-    more = ', ...' if len(self.picture_sizes) > 3 else ''
+    sizes = some(f'{size} ({count:,})' for size, count in self.picture_sizes.items())
     lines = [
       f'{self.name}: {"already prepared with these options" if self.already else "prepared"}',
       f'  pictures    {splits}, {"with" if self.has_labels else "without"} label maps',
-      f'  size        {self.num_bytes / 1e6:,.1f} MB' + (f'; width x height {sizes}{more}' if sizes else ''),
+      f'  size        {self.num_bytes / 1e6:,.1f} MB' + (f'; width x height {sizes}' if sizes else ''),
     ]
     if self.parser:
       lines.append(f'  parsed by   {self.parser}')
     for reason, names in self.skipped.items():
-      examples = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-      lines.append(f'  skipped     {len(names):,} {reason}: {examples}')
+      lines.append(f'  skipped     {len(names):,} {reason}: {some(names)}')
     if self.label_order_doubtful:
       lines.append('  warning     in most label maps hair or brows start below the nose: is --label-order right?')
     if self.caveat:

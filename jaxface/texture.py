@@ -97,18 +97,19 @@ class TextureRecipe:
   def scaled(self, size: int) -> 'TextureRecipe':
     """The recipe for whole pictures of `size` pixels a side; a crop is not smaller for being a crop.
 
-    Kernel, sigma and erosion change in proportion, rounded, the kernel in steps of two; but not below 4 taps and a
-    sigma of 0.8, which resolve a Gaussian. Smoothing is left out where 3x3 pixels are more than twice of what they are
-    at 321. Gains stay.
+    Kernel and sigma change in proportion, rounded, the kernel in steps of two; but not below 4 taps and a sigma of 0.8,
+    which resolve a Gaussian. The erosion follows the kernel, whose rim it takes off. Smoothing is left out where 3x3
+    pixels are more than twice of what they are at 321. Gains stay.
     """
     if size < 1:
       raise UserError(f'a texture of {size} pixels a side; give at least 1')
     share = size / RECIPE_SIZE
+    kernel_size = max(self.kernel_size - 2 * round(self.kernel_size * (1 - share) / 2), min(self.kernel_size, 4))
     return dataclasses.replace(
       self,
-      kernel_size=max(self.kernel_size - 2 * round(self.kernel_size * (1 - share) / 2), min(self.kernel_size, 4)),
+      kernel_size=kernel_size,
       sigma=max(self.sigma * share, min(self.sigma, 0.8)),
-      erosion=tuple(round(radius * share) for radius in self.erosion),
+      erosion=tuple(round(radius * kernel_size / self.kernel_size) for radius in self.erosion),
       smooth=self.smooth and share > 0.5,
     )
 

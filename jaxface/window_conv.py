@@ -50,7 +50,8 @@ def _convolve(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _transpose(geometry: _Geometry, y: jax.Array, kernel: jax.Array) -> jax.Array:
   """[B, H, W, I]."""
-  x = jax.ShapeDtypeStruct((y.shape[0], geometry.height, geometry.width, kernel.shape[2]), y.dtype)
+  # Made of y, so that under shard_map it varies over the same axes; nothing is computed of it.
+  x = jnp.broadcast_to(y[:, :1, :1, :1], (y.shape[0], geometry.height, geometry.width, kernel.shape[2]))
   return jax.linear_transpose(lambda x: _by_window(geometry, x, kernel), x)(y)[0]
 
 

@@ -118,7 +118,7 @@ def test_recipes_scale_with_the_picture():
   assert recipe.scaled(321) == recipe
   assert recipe.scaled(642) == TextureRecipe(20, 4.0, (4, 4), 3, 6, smooth=True)
   assert recipe.scaled(96) == TextureRecipe(4, 0.8, (1, 1), 3, 6, smooth=False)
-  assert recipe.scaled(16).erosion == (0, 0)
+  assert recipe.scaled(16).erosion == (1, 1)
   assert RECIPES['published'].scaled(256).kernel_size == 8
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxface.convert import resnet18
-from jaxface.convert.resnet18 import canonical, width
+from jaxface.convert import resnet18, tensors
 from jaxface.models.bisenet import BiSeNet
 
 
@@ -31,19 +30,23 @@ def from_reference(state: Mapping[str, np.ndarray]) -> tuple[BiSeNet, dict]:
 
   That is `labels.BISENET_CLASSES` for the published weights.
   """
-  state = canonical(state)
+  state = resnet18.canonical(state)
+
+  def width(convolution: str) -> int:
+    return tensors.width(state, f'{convolution}.weight')
+
   module = BiSeNet(
-    num_classes=width(state, 'conv_out.conv_out'),
-    resnet_widths=tuple(width(state, f'cp.resnet.layer{layer}.0.conv1') for layer in range(1, 5)),
-    context_width=width(state, 'cp.conv_avg.conv'),
-    fusion_width=width(state, 'ffm.convblk.conv'),
-    squeeze_width=width(state, 'ffm.conv1'),
-    head_width=width(state, 'conv_out.conv.conv'),
-    aux_width=width(state, 'conv_out16.conv.conv'),
+    num_classes=width('conv_out.conv_out'),
+    resnet_widths=tuple(width(f'cp.resnet.layer{layer}.0.conv1') for layer in range(1, 5)),
+    context_width=width('cp.conv_avg.conv'),
+    fusion_width=width('ffm.convblk.conv'),
+    squeeze_width=width('ffm.conv1'),
+    head_width=width('conv_out.conv.conv'),
+    aux_width=width('conv_out16.conv.conv'),
   )
   return module, resnet18.variables_from('bisenet', state, module, _layers())
 
 
 def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """`{'cp.resnet.conv1.weight': array, ...}`."""
-  return resnet18.variables_to(variables, _layers())
+  return resnet18.state_from(variables, _layers())

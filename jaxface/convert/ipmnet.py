@@ -5,19 +5,17 @@ discriminators' file one for each domain.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 
 from jaxface.convert import tensors
 from jaxface.models.ipmnet import IPMNet, MultiScaleDiscriminator
 
 # Public name of a layer, its path in Flax.
-Layer = tuple[str, tuple[str, ...]]
+Layer = tuple[str, tensors.Path]
 
 # Statistics that nothing reads: placeholders of adaptive norms, and what old files kept for instance norms.
 _UNREAD = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -51,52 +49,26 @@ def _discriminator_layers(num_layers: int, num_scales: int) -> Iterator[Layer]:
     yield f'cnns.{scale}.{num_layers}', (f'scale{scale}_out',)
 
 
-def _paths(layers: Iterator[Layer]) -> dict[str, tuple[str, ...]]:
-  paths = {}
+def _paths(layers: Iterator[Layer]) -> tensors.Paths:
+  layers = list(layers)
+  paths = tensors.layer_paths(layers)
   for public, path in layers:
-    paths |= {f'{public}.weight': ('params', *path, 'kernel'), f'{public}.bias': ('params', *path, 'bias')}
     if path[-1].startswith('up'):
       norm = public.removesuffix('conv') + 'norm'
       paths |= {f'{norm}.gamma': ('params', *path, 'scale'), f'{norm}.beta': ('params', *path, 'shift')}
   return paths
 
 
-def _to_public(name: str, array: np.ndarray) -> np.ndarray:
-  """A tensor in PyTorch's layout, (out, in, height, width). 1x1 convolutions are linear layers here."""
-  if array.ndim == 4:
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
-  if array.ndim == 2:
-    array = np.ascontiguousarray(array.T)
-    return array if '.fc.' in name else array[..., None, None]
-  return array
-
-
-def _to_flax(name: str, array: np.ndarray) -> np.ndarray:
-  """The inverse, float32."""
-  array = np.asarray(array, np.float32)
-  if array.ndim == 4 and not _is_linear(name):
-    return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-  if array.ndim > 1:
-    return np.ascontiguousarray(array.reshape(array.shape[:2]).T)
-  return array
-
-
-def _is_linear(name: str) -> bool:
-  return name == 'enc_style.model.6.weight' or bool(re.fullmatch(r'cnns\.\d+\.\d+\.weight', name))
+def _layout(name: str, array: np.ndarray) -> np.ndarray:
+  """PyTorch's, in which the last layers are 1x1 convolutions, linear ones here."""
+  tensor = tensors.pytorch(name, array)
+  return tensor[..., None, None] if tensor.ndim == 2 and '.fc.' not in name else tensor
 
 
 def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The tensors that are read, without the prefix of a model trained on several devices."""
-  prefix = 'module.' if state and all(name.startswith('module.') for name in state) else ''
-  named = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
   # `sf` is a part of the generator that its forward pass never meets.
-  return {name: t for name, t in named.items() if not name.endswith(_UNREAD) and not name.startswith('sf.')}
-
-
-def _size(state: Mapping[str, np.ndarray], name: str) -> int:
-  """Channels that a layer puts out; 1 where it is missing, which the comparison reports."""
-  kernel = state.get(f'{name}.weight')
-  return kernel.shape[0] if kernel is not None and kernel.ndim > 1 else 1
+  return tensors.canonical(state, begins=('sf.',), ends=_UNREAD)
 
 
 def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
@@ -105,35 +77,24 @@ def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
 
 
 def _variables(
-  system: str, state: Mapping[str, np.ndarray], module: nn.Module, inputs: int, layers: Iterator[Layer]
+  system: str, state: Mapping[str, np.ndarray], module: nn.Module, layers: Iterator[Layer], pictures: int
 ) -> dict[str, Any]:
-  """Variables (numpy, float32) for a module that takes so many pictures."""
-  paths = _paths(layers)
-  picture = jax.ShapeDtypeStruct((1, 512, 512, 3), np.float32)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *[picture] * inputs))
-  # Strides of nothing: a shape's way through `_to_public` costs no memory.
-  empty = {name: np.broadcast_to(np.float32(0), shapes[path].shape) for name, path in paths.items()}
-  tensors.check(system, state, {name: _to_public(name, array).shape for name, array in empty.items()})
-  return traverse_util.unflatten_dict({path: _to_flax(name, state[name]) for name, path in paths.items()})
-
-
-def _state(variables: Mapping[str, Any], layers: Iterator[Layer]) -> dict[str, np.ndarray]:
-  flat = traverse_util.flatten_dict(variables)
-  return {name: _to_public(name, np.asarray(flat[path])) for name, path in _paths(layers).items()}
+  # Large enough for several scales of a discriminator.
+  return tensors.variables_from(system, state, module, _paths(layers), layout=_layout, side=512, pictures=pictures)
 
 
 def _generator_from_reference(state: Mapping[str, np.ndarray]) -> tuple[IPMNet, dict[str, Any]]:
   """Module and variables of the public code's AdaINGen, `{'enc_style.model.0.conv.weight': array, ...}`."""
   state = canonical(state)
   module = IPMNet(
-    dim=_size(state, 'enc_style.model.0.conv'),
-    mlp_dim=_size(state, 'mlp.model.0.fc'),
-    style_dim=_size(state, 'enc_style.model.6'),
+    dim=tensors.width(state, 'enc_style.model.0.conv.weight'),
+    mlp_dim=tensors.width(state, 'mlp.model.0.fc.weight'),
+    style_dim=tensors.width(state, 'enc_style.model.6.weight'),
     num_downsamples=_count(state, r'enc_content\.model\.[1-9]\d*\.conv\.weight'),
     num_blocks=_count(state, r'dec\.model\.0\.model\.\d+\.model\.0\.conv\.weight'),
   )
   layers = _generator_layers(module.num_downsamples, module.num_blocks)
-  return module, _variables('ipmnet_generator', state, module, 2, layers)
+  return module, _variables('ipmnet_generator', state, module, layers, pictures=2)
 
 
 def _generator_to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -141,7 +102,7 @@ def _generator_to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarra
   params = variables['params']
   num_downsamples = sum(name.startswith('down') for name in params['content'])
   num_blocks = sum(name.startswith('block') for name in params['content'])
-  state = _state(variables, _generator_layers(num_downsamples, num_blocks))
+  state = tensors.state_from(variables, _paths(_generator_layers(num_downsamples, num_blocks)), _layout)
   for name in [name for name in state if name.startswith('dec.model.0.') and name.endswith('.conv.bias')]:
     norm = name.removesuffix('conv.bias') + 'norm'
     state |= {f'{norm}.running_mean': np.zeros_like(state[name]), f'{norm}.running_var': np.ones_like(state[name])}
@@ -156,12 +117,12 @@ def _discriminator_from_reference(state: Mapping[str, np.ndarray]) -> tuple[Mult
   """Module and variables of the public code's MsImageDis, `{'cnns.0.0.conv.weight': array, ...}`."""
   state = canonical(state)
   module = MultiScaleDiscriminator(
-    dim=_size(state, 'cnns.0.0.conv'),
+    dim=tensors.width(state, 'cnns.0.0.conv.weight'),
     num_layers=_count(state, r'cnns\.0\.\d+\.conv\.weight'),
     num_scales=_count(state, r'cnns\.\d+\.0\.conv\.weight'),
   )
   layers = _discriminator_layers(module.num_layers, module.num_scales)
-  return module, _variables('ipmnet_discriminator', state, module, 1, layers)
+  return module, _variables('ipmnet_discriminator', state, module, layers, pictures=1)
 
 
 def _discriminator_to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -169,15 +130,8 @@ def _discriminator_to_reference(variables: Mapping[str, Any]) -> dict[str, np.nd
   names = variables['params'].keys()
   num_scales = sum(name.endswith('_out') for name in names)
   num_layers = sum(name.startswith('scale0_conv') for name in names)
-  return _state(variables, _discriminator_layers(num_layers, num_scales))
+  return tensors.state_from(variables, _paths(_discriminator_layers(num_layers, num_scales)), _layout)
 
 
-class Conversion(NamedTuple):
-  """One of several systems that a file converts."""
-
-  from_reference: Callable[[Mapping[str, np.ndarray]], tuple[Any, dict[str, Any]]]
-  to_reference: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
-
-
-generator = Conversion(_generator_from_reference, _generator_to_reference)
-discriminator = Conversion(_discriminator_from_reference, _discriminator_to_reference)
+generator = tensors.Conversion(_generator_from_reference, _generator_to_reference)
+discriminator = tensors.Conversion(_discriminator_from_reference, _discriminator_to_reference)

@@ -1,18 +1,65 @@
-"""Comparing a checkpoint's tensors with what a network needs."""
+"""From the tensors of a public checkpoint to the variables of a network, and back: what all systems share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax import linen as nn
+from flax import traverse_util
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, some
 
-_SHOWN = 4
+Path = tuple[str, ...]
+
+# Public name -> path among the Flax variables.
+Paths = Mapping[str, Path]
+
+# (public name, variable) -> the tensor of that name. It only moves numbers, so that it can be undone.
+Layout = Callable[[str, np.ndarray], np.ndarray]
 
 
-def _some(names: Iterable[str]) -> str:
-  names = list(names)
-  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-  return ', '.join(names[:_SHOWN]) + more
+class Conversion(NamedTuple):
+  """One of several systems that a file converts."""
+
+  from_reference: Callable[[Mapping[str, np.ndarray]], tuple[Any, dict[str, Any]]]
+  to_reference: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
+
+
+def pytorch(name: str, array: np.ndarray) -> np.ndarray:
+  """PyTorch's layout: convolutions (out, in, height, width), linear layers (out, in); vectors agree.
+
+  A transposed convolution is (in, out, height, width) there, (height, width, out, in) here: the same transposition.
+  """
+  del name
+  return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def keras(name: str, array: np.ndarray) -> np.ndarray:
+  """Keras's layout, which is Flax's."""
+  del name
+  return array
+
+
+def layer_paths(layers: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+  """Paths of the weight and the bias of every layer, public name and path."""
+  leaves = (('weight', 'kernel'), ('bias', 'bias'))
+  return {f'{name}.{theirs}': ('params', *path, ours) for name, path in layers for theirs, ours in leaves}
+
+
+def canonical(
+  state: Mapping[str, np.ndarray], *, begins: tuple[str, ...] = (), ends: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+  """Without the prefix of a model trained on several devices, and without tensors whose names begin or end so."""
+  prefix = 'module.' if state and all(name.startswith('module.') for name in state) else ''
+  named = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+  return {name: tensor for name, tensor in named.items() if not name.startswith(begins) and not name.endswith(ends)}
+
+
+def width(state: Mapping[str, np.ndarray], name: str) -> int:
+  """Channels that the layer whose kernel has that name puts out; 1 where it is missing, which `check` reports."""
+  kernel = state.get(name)
+  return kernel.shape[0] if kernel is not None and kernel.ndim > 1 else 1
 
 
 def check(system: str, state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -31,9 +78,65 @@ def check(system: str, state: Mapping[str, np.ndarray], expected: Mapping[str, t
     if name in state and tuple(state[name].shape) != shape
   ]
   problems = [
-    f'{len(names)} {what}: {_some(names)}'
+    f'{len(names)} {what}: {some(names, shown=4)}'
     for what, names in (('missing', missing), ('unexpected', unexpected), ('misshapen', misshapen))
     if names
   ]
   if problems:
     raise UserError(f'these tensors are no {system} checkpoint: ' + '; '.join(problems))
+
+
+def shapes(module: nn.Module, *, side: int = 64, pictures: int = 1) -> dict[Path, tuple[int, ...]]:
+  """Path -> shape of every variable of a module that takes so many pictures [1, side, side, 3]."""
+  picture = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), *[picture] * pictures)
+  return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
+
+
+def variables_from(
+  system: str,
+  state: Mapping[str, np.ndarray],
+  module: nn.Module,
+  paths: Paths,
+  *,
+  layout: Layout = pytorch,
+  side: int = 64,
+  pictures: int = 1,
+) -> dict[str, Any]:
+  """Variables (numpy, float32) for `module` from a checkpoint's tensors.
+
+  Args:
+    system: for the message.
+    state: the checkpoint, name -> array.
+    module: takes so many pictures [1, side, side, 3].
+    paths: of all its variables.
+    layout: of the checkpoint's tensors.
+    side: see `module`.
+    pictures: see `module`.
+
+  Raises:
+    UserError: tensors are missing, unexpected or misshapen; see `check`.
+  """
+  found = shapes(module, side=side, pictures=pictures)
+  assert found.keys() == set(paths.values()), found.keys() ^ set(paths.values())
+  # Strides of nothing: a shape's way through the layout costs no memory.
+  nothing = np.zeros((), np.int8)
+  check(
+    system, state, {name: layout(name, np.broadcast_to(nothing, found[path])).shape for name, path in paths.items()}
+  )
+  return traverse_util.unflatten_dict(
+    {path: _undone(layout, name, state[name], found[path]) for name, path in paths.items()}
+  )
+
+
+def _undone(layout: Layout, name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """The float32 array of that shape of which `layout` makes `tensor`: where it moves indices, it moves numbers."""
+  array = np.empty(tensor.size, np.float32)
+  array[layout(name, np.arange(tensor.size).reshape(shape))] = tensor
+  return array.reshape(shape)
+
+
+def state_from(variables: Mapping[str, Any], paths: Paths, layout: Layout = pytorch) -> dict[str, np.ndarray]:
+  """The inverse of `variables_from`: name -> contiguous array."""
+  flat = traverse_util.flatten_dict(variables)
+  return {name: np.asarray(layout(name, np.asarray(flat[path])), order='C') for name, path in paths.items()}

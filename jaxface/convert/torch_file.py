@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxface.convert.plain_pickle import BROKEN, PlainUnpickler
-from jaxface.errors import UserError
+from jaxface.errors import UserError, some
 
 Tensors = dict[str, np.ndarray]
 
@@ -180,23 +180,22 @@ def _selected(path: str, tree: Any, key: str | None) -> dict[str, Any]:
     raise UserError(f'{path} holds a single tensor without a name; expected a dictionary of them')
   entries = list(tree) if isinstance(tree, Mapping) else []
   if key is not None and key not in entries:
-    raise UserError(f'{path} has no entry {key!r}; it has {_some(entries)}')
+    raise UserError(f'{path} has no entry {key!r}; it has {_shown(entries)}')
   if key is not None or 'state_dict' in entries:
     tree = tree[key or 'state_dict']
   flat: dict[str, Any] = {}
   for names, tensor in _leaves(path, tree, kind):
     name = '.'.join(names)
     if name in flat:
-      raise UserError(f'{path} has two tensors named {name}; choose one of its entries {_some(entries)}')
+      raise UserError(f'{path} has two tensors named {name}; choose one of its entries {_shown(entries)}')
     flat[name] = tensor
   if not flat:
-    raise UserError(f'{path} holds no tensors{"" if key is None else f" in entry {key!r}"}; it has {_some(entries)}')
+    raise UserError(f'{path} holds no tensors{"" if key is None else f" in entry {key!r}"}; it has {_shown(entries)}')
   return flat
 
 
-def _some(entries: list[Any]) -> str:
-  shown = ', '.join(str(entry)[:40] for entry in entries[:6]) or 'no entries'
-  return shown + (f' and {len(entries) - 6} more' if len(entries) > 6 else '')
+def _shown(entries: list[Any]) -> str:
+  return some([str(entry)[:40] for entry in entries], shown=6) or 'no entries'
 
 
 def _leaves(path: str, tree: Any, kind: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

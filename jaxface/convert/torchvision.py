@@ -6,9 +6,7 @@ torchvision numbers all layers of `features`, convolutions, ReLUs and pools alik
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from flax import traverse_util
 
 from jaxface.convert import tensors
 from jaxface.models.alexnet import AlexNet
@@ -21,7 +19,7 @@ _ALEXNET = (0, 3, 6, 8, 10)
 _SQUEEZENET = (3, 4, 6, 7, 9, 10, 11, 12)
 
 
-def _layers(module: Backbone) -> dict[str, tuple[str, ...]]:
+def _layers(module: Backbone) -> dict[str, tensors.Path]:
   """'features.<number>' of every convolution that `module` has -> its path in the Flax variables."""
   if isinstance(module, AlexNet):
     return {f'features.{number}': (f'conv{i}',) for i, number in enumerate(_ALEXNET, 1)}
@@ -33,6 +31,10 @@ def _layers(module: Backbone) -> dict[str, tuple[str, ...]]:
   # Two entries a convolution, with its ReLU, and one a pool.
   numbers = {(group, i): 2 * n + group - 1 for n, (group, i) in enumerate(module.layers)}
   return {f'features.{numbers[layer]}': (f'conv{layer[0]}_{layer[1]}',) for layer in module.used_layers}
+
+
+def _paths(module: Backbone) -> tensors.Paths:
+  return tensors.layer_paths(_layers(module).items())
 
 
 def _unused(name: str, needed: Mapping[str, Any]) -> bool:
@@ -48,28 +50,11 @@ def from_torchvision(module: Backbone, state: Mapping[str, np.ndarray]) -> dict[
   UserError where tensors are missing, unexpected or misshapen; those of the classifier and of layers behind the last
   tap are ignored.
   """
-  layers = _layers(module)
-  picture = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), picture)['params'])
-  expected = {}
-  for name, path in layers.items():
-    height, width, inputs, outputs = shapes[*path, 'kernel'].shape
-    expected |= {f'{name}.weight': (outputs, inputs, height, width), f'{name}.bias': (outputs,)}
-  system = type(module).__name__
-  tensors.check(system, {name: a for name, a in state.items() if not _unused(name, expected)}, expected)
-  flat = {}
-  for name, path in layers.items():
-    kernel = np.asarray(state[f'{name}.weight'], np.float32).transpose(2, 3, 1, 0)
-    flat[*path, 'kernel'] = np.ascontiguousarray(kernel)
-    flat[*path, 'bias'] = np.asarray(state[f'{name}.bias'], np.float32)
-  return {'params': traverse_util.unflatten_dict(flat)}
+  paths = _paths(module)
+  needed = {name: tensor for name, tensor in state.items() if not _unused(name, paths)}
+  return tensors.variables_from(type(module).__name__, needed, module, paths)
 
 
 def to_torchvision(module: Backbone, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """The inverse, without what was ignored."""
-  flat = traverse_util.flatten_dict(variables['params'])
-  state = {}
-  for name, path in _layers(module).items():
-    state[f'{name}.weight'] = np.ascontiguousarray(np.asarray(flat[*path, 'kernel']).transpose(3, 2, 0, 1))
-    state[f'{name}.bias'] = np.asarray(flat[*path, 'bias'])
-  return state
+  return tensors.state_from(variables, _paths(module))

@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import traverse_util
 
 from jaxface.convert import tensors
 from jaxface.errors import UserError
@@ -58,7 +56,7 @@ def _layers(layout: _Layout) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield out, (decoder, 'out')
 
 
-def _flax_paths(layout: _Layout) -> dict[str, tuple[str, ...]]:
+def _flax_paths(layout: _Layout) -> tensors.Paths:
   """'<Keras layer>.<weight>' -> path of the variable, the counters beginning at 0."""
   seen: Counter[str] = Counter()
   paths = {}
@@ -144,11 +142,7 @@ def from_reference(state: Mapping[str, np.ndarray], *, image_size: int | None = 
   if image_size is None:
     image_size = 144 if stages == len(stage_sizes(144)) - 1 else 2**stages
   module = FaceMaskVAE(image_size, *widths, latent_dim=biases.get(('encoder', 'mean'), 1), sampling='reference')
-  picture = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(module.init, jax.random.key(0), picture))
-  tensors.check('vae', state, {name: shapes[path].shape for name, path in paths.items()})
-  flat = {path: np.asarray(state[name], np.float32) for name, path in paths.items()}
-  return module, traverse_util.unflatten_dict(flat)
+  return module, tensors.variables_from('vae', state, module, paths, layout=tensors.keras, side=image_size)
 
 
 def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -158,5 +152,4 @@ def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   layout = _Layout(
     tuple(stages[f'stage_{stage}'] for stage in range(len(stages))), 'mask_decoder' in variables['params']
   )
-  flat = traverse_util.flatten_dict(variables)
-  return {name: np.asarray(flat[path]) for name, path in _flax_paths(layout).items()}
+  return tensors.state_from(variables, _flax_paths(layout), tensors.keras)

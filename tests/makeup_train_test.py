@@ -1,0 +1,142 @@
+"""The makeup systems in the one train loop: any devices, resumed to the bit, evaluated with drawn references."""
+
+import dataclasses
+import functools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxface import input_pipeline
+from jaxface.evaluate import evaluate_runs
+from jaxface.parallel import JitEngine, PmapEngine, make_mesh
+from jaxface.perceptual_loss import PerceptualLoss
+from jaxface.runs import engine_for, open_split
+from jaxface.tasks import make_task
+from jaxface.train import train
+from tests.smoke import experiment, saved_state
+
+SYSTEMS = ('ipmnet', 'beautygan')
+
+
+def _config(system, makeup_dir):
+  config = experiment(system, 'code', makeup_dir)
+  config.total_steps = 4
+  config.eval_steps = config.render_steps = 0
+  config.checkpoint_steps, config.keep_last = 2, 400
+  config.ema_decay = 0.9
+  config.optimizer.learning_rate, config.optimizer.decay = 3e-3, 'constant'
+  return config
+
+
+def _with_frozen(task):
+  """The task with a small network in the place of the face network or VGG-19, so that there is one that is frozen."""
+  module = nn.Conv(4, (3, 3), 2)
+  variables = jax.tree.map(np.asarray, module.init(jax.random.key(7), jnp.zeros((1, 8, 8, 3))))
+  return dataclasses.replace(task, perceptual=PerceptualLoss(module, jnp.square), frozen=variables)
+
+
+@functools.cache
+def _batches(makeup_dir, system):
+  config = _config(system, makeup_dir)
+  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
+  dataset = open_split(config, engine, 'train')
+  stream = input_pipeline.TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=0)
+  return [next(stream) for _ in range(2)]
+
+
+def _two_steps(system, makeup_dir, mode, devices):
+  config = _config(system, makeup_dir)
+  # Adam's first steps go by the sign of a gradient, whatever its size: rounding would show.
+  config.optimizer.name, config.optimizer.options = 'sgd', {}
+  kind = {'jit': JitEngine, 'pmap': PmapEngine}[mode]
+  task = _with_frozen(make_task(config, kind.axis_name))
+  engine = kind(task, seed=0, mesh=make_mesh(1, jax.devices()[:devices]))
+  state, log = engine.init(), []
+  for batch in _batches(makeup_dir, system):
+    state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
+    log.append(engine.metrics_on_host(metrics))
+  return engine.to_saved(state), log
+
+
+# One way to compile for each: that both ways are the same for any task, tests/parallel_test.py shows.
+@pytest.mark.parametrize(('system', 'mode'), [('ipmnet', 'jit'), ('beautygan', 'pmap')])
+def test_eight_devices_compute_what_one_does(makeup_dir, system, mode):
+  expected, expected_log = _two_steps(system, makeup_dir, 'jit', 1)
+  state, log = _two_steps(system, makeup_dir, mode, 8)
+  assert 'perceptual' in log[0]
+  for step, (found, wanted) in enumerate(zip(log, expected_log, strict=True)):
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+      np.testing.assert_allclose(found[name], wanted[name], rtol=2e-3, err_msg=f'{name} of step {step}')
+  assert state.frozen is None
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+  jax.tree.map(lambda a, b: close(np.asarray(a), np.asarray(b)), state.params, expected.params)
+  jax.tree.map(lambda a, b: close(np.asarray(a), np.asarray(b)), state.model_state, expected.model_state)
+
+
+@pytest.fixture(scope='module', params=SYSTEMS)
+def whole_run(request, makeup_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp(request.param) / 'run'
+  config = _config(request.param, makeup_dir)
+  train(config, workdir, quiet=True)
+  return request.param, config, workdir
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(whole_run, tmp_path):
+  _, config, workdir = whole_run
+  half = config.copy_and_resolve_references()
+  half.total_steps = 2
+  train(half, tmp_path / 'run', quiet=True)
+  assert train(config, tmp_path / 'run', quiet=True).finished
+  found, expected = (saved_state(w, config, 4) for w in (tmp_path / 'run', workdir))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_evaluation_averages_over_drawn_references(whole_run, tmp_path, capsys):
+  _, _, workdir = whole_run
+  own = evaluate_runs([workdir], out=tmp_path / 'own')[workdir.name]
+  assert {'transfer/psnr', 'nothing/psnr', 'transfer, lips/l1', 'background/l1', 'reconstruction/ssim'} <= own.keys()
+  assert all(np.isfinite(value) for value in own.values())
+  drawn = evaluate_runs([workdir], out=tmp_path / 'drawn', draws=2)[workdir.name]
+  # Of a reference that was drawn there is no true result.
+  assert not any(name.startswith(('transfer', 'nothing')) for name in drawn)
+  # What comes of level 0 does not depend on the reference.
+  assert drawn['reconstruction/psnr'] == pytest.approx(own['reconstruction/psnr'], rel=1e-4)
+  assert drawn['reconstruction (sd)/psnr'] == pytest.approx(0, abs=1e-3)
+  assert drawn['background (sd)/l1'] > 0
+  saved = json.loads((tmp_path / 'drawn' / 'results.json').read_text())
+  assert saved['protocol']['references'].startswith('2 draws')
+  assert 'background (sd)' in capsys.readouterr().out
+
+
+def test_a_pair_is_learnt_by_heart(whole_run, makeup_dir):
+  system, config, _ = whole_run
+  engine = engine_for(config)  # The step of the run, which is compiled already.
+  pair = {name: np.repeat(values[:1], 8, axis=0) for name, values in _batches(makeup_dir, system)[0].items()}
+  batches = engine.put_stacked([{**pair, 'row': np.arange(8, dtype=np.int32)}])
+  state, log = engine.init(), []
+  for _ in range(100):
+    state, metrics = engine.train_step(state, batches, None)
+    log.append(engine.metrics_on_host(metrics))
+  terms = {'ipmnet': ('reconstruction', 'foreground', 'cycle'), 'beautygan': ('lips', 'skin', 'identity')}
+  for term in terms[system]:
+    first, last = log[0][term][0], np.mean([one[term][0] for one in log[-10:]])
+    assert last < 0.5 * first, (term, first, last)
+
+
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_bfloat16_and_pieces_keep_parameters_in_float32(makeup_dir, system):
+  config = _config(system, makeup_dir)
+  config.model.dtype, config.accumulate_steps = 'bfloat16', 2
+  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
+  batch = engine.put(_batches(makeup_dir, system)[0])
+  state, metrics = jax.eval_shape(engine.task.train_step, engine.abstract_state, batch, jax.random.key(0))
+  jax.tree.map(
+    lambda new, old: chex.assert_equal((new.shape, new.dtype), (old.shape, old.dtype)), state, engine.abstract_state
+  )
+  assert {metric.shape for metric in metrics.values()} == {()}
