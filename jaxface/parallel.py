@@ -232,6 +232,10 @@ class JitEngine:
 
     return jax.jit(step, in_shardings=(self._eval_sharding, self.rows), out_shardings=self.whole)
 
+  def abstract_metrics(self, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `eval_step` returns for such a batch, without computing it; the step is traced once for both."""
+    return jax.eval_shape(self.eval_step, for_evaluation(self.abstract_state), self.put(batch))
+
   @cached_property
   def _render(self) -> Callable[..., dict[str, jax.Array]]:
     return jax.jit(
@@ -334,6 +338,11 @@ class PmapEngine:
       return sum_over_devices(_weighted_sums(metrics, batch['weight']), PMAP_AXIS)
 
     return jax.pmap(step, axis_name=PMAP_AXIS)
+
+  def abstract_metrics(self, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `eval_step` returns for such a batch, without computing it; the step is traced once for both."""
+    found = jax.eval_shape(self.eval_step, for_evaluation(self.abstract_state), self.put(batch))
+    return {name: jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype) for name, shape in found.items()}
 
   @cached_property
   def _render(self) -> Callable[..., dict[str, jax.Array]]:

@@ -252,13 +252,12 @@ def _open_validation(
 
 def _check_best(config: ConfigDict, engine: Engine, train_set: input_pipeline.Dataset) -> None:
   """Finds out what validation will report, without computing it: the first one may be hours away."""
-  examples = next(input_pipeline.eval_batches(train_set, batch_size=1, limit=1))
   if config.best_is not in _BEST_IS:
     raise UserError(f'best_is={config.best_is!r}; choose from {", ".join(_BEST_IS)}')
-  measured = jax.eval_shape(
-    engine.task.eval_step, for_evaluation(engine.abstract_saved), examples, jax.random.key(config.seed)
-  )
-  names = engine.task.summary({name: np.ones(shape.shape[1:]) for name, shape in measured.items()})
+  process = (jax.process_index(), jax.process_count())
+  examples = next(input_pipeline.eval_batches(train_set, batch_size=config.batch_size, process=process, limit=1))
+  measured = engine.abstract_metrics(examples)
+  names = engine.task.summary({name: np.ones(shape.shape) for name, shape in measured.items()})
   if config.best_metric not in names:
     raise UserError(f'best_metric={config.best_metric!r} is not measured; choose from {", ".join(names)}')
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from contextlib import nullcontext as no_error
 
 import chex
 import jax
@@ -12,13 +13,16 @@ import pytest
 from flax import linen as nn
 
 from jaxface import input_pipeline
+from jaxface.cli import load_config
+from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
 from jaxface.parallel import JitEngine, PmapEngine, make_mesh
 from jaxface.perceptual_loss import PerceptualLoss
 from jaxface.runs import engine_for, open_split
+from jaxface.state import count
 from jaxface.tasks import make_task
 from jaxface.train import train
-from tests.smoke import experiment, saved_state
+from tests.smoke import REPOSITORY, experiment, saved_state
 
 SYSTEMS = ('ipmnet', 'beautygan')
 
@@ -140,3 +144,25 @@ def test_bfloat16_and_pieces_keep_parameters_in_float32(makeup_dir, system):
     lambda new, old: chex.assert_equal((new.shape, new.dtype), (old.shape, old.dtype)), state, engine.abstract_state
   )
   assert {metric.shape for metric in metrics.values()} == {()}
+
+
+@pytest.mark.parametrize(
+  ('system', 'arg'),
+  [
+    ('ipmnet', 'code'),
+    ('ipmnet', 'paper'),
+    ('ipmnet', 'code,demo'),
+    ('beautygan', 'psgan'),
+    ('beautygan', 'code,demo'),
+  ],
+)
+def test_every_config_builds(system, arg):
+  config = load_config(f'{REPOSITORY}/experiments/{system}.py:{arg}', [])
+  with pytest.raises(UserError, match=r'jaxface convert (resnet50_face|vgg19)') if 'demo' not in arg else no_error():
+    make_task(config)
+  config.loss.perceptual = 'none'
+  task = make_task(config)
+  state = jax.eval_shape(task.init, jax.random.key(0))
+  if arg in ('code', 'psgan'):
+    # As published; see the networks' own tests.
+    assert count(state.params['generator']) == {'ipmnet': 15_088_191, 'beautygan': 9_237_376}[system]

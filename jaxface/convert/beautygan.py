@@ -61,7 +61,7 @@ def _discriminator_paths(num_layers: int) -> tensors.Paths:
 
 def _layout(name: str, array: np.ndarray) -> np.ndarray:
   """PyTorch's; the vector v in the order of in, height, width, of 4x4 pixels."""
-  return array.reshape(16, -1).T.ravel() if name.endswith('.weight_v') else tensors.pytorch(name, array)
+  return array.reshape(16, -1).T if name.endswith('.weight_v') else tensors.pytorch(name, array)
 
 
 def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ only serve others, such as metrics, are written to where those look for them (`W
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ from ml_collections import ConfigDict
 from jaxface import labels, weights
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints
-from jaxface.convert import from_reference, keras_h5, resnet18, to_reference, torch_file, vae
+from jaxface.convert import beautygan, from_reference, ipmnet, keras_h5, resnet18, to_reference, torch_file, vae
 from jaxface.errors import UserError
+from jaxface.models.beautygan import BeautyGenerator
 from jaxface.models.bisenet import PUBLISHED, BiSeNet
+from jaxface.models.ipmnet import IPMNet
 from jaxface.models.resnet import ResNet18
 from jaxface.models.vae import FaceMaskVAE
 from jaxface.runs import engine_for
@@ -35,9 +38,9 @@ class Workdir(NamedTuple):
   """How a system's checkpoint becomes a workdir.
 
   Attributes:
+    network: what the file holds, a key of `convert.SYSTEMS`.
     experiment: configuration file whose dataset, loss and optimizer a workdir gets unless another is given.
     read: (file, entry or None) -> tensors under their public names.
-    convert: (tensors, picture size or None) -> module and variables.
     canonical: the tensors that are taken over, under the names that `to_reference` gives them.
     variant: the variant of the experiment that the module is.
     configure: writes into `config.model` what the module is.
@@ -45,11 +48,12 @@ class Workdir(NamedTuple):
     try_next: a command to go on with, the workdir being {}.
     goldens: stored outputs of the public code that tests hold the network to.
     where: path of the network inside the task's; what lies outside keeps its initial values.
+    needs_size: whether a network's layers depend on the size of its pictures.
   """
 
+  network: str
   experiment: str
   read: Callable[[Path, str | None], Tensors]
-  convert: Callable[[Tensors, int | None], tuple[Any, dict[str, Any]]]
   canonical: Callable[[Tensors], Tensors]
   variant: Callable[[Any], str]
   configure: Callable[[ConfigDict, Any], None]
@@ -57,12 +61,25 @@ class Workdir(NamedTuple):
   try_next: str
   goldens: str
   where: tuple[str, ...] = ()
+  needs_size: bool = False
 
 
 def _read_keras(file: Path, key: str | None) -> Tensors:
   if key is not None:
     raise UserError(f'--key {key} is for PyTorch files; {file} is read as Keras weights')
   return keras_h5.read(file)
+
+
+def _read_torch(file: Path, key: str | None) -> Tensors:
+  return torch_file.read(file, key=key)
+
+
+def _read_twice_held(file: Path, key: str | None) -> Tensors:
+  """The public code saves one generator as entries 'a' and 'b'; other files hold its tensors alone."""
+  tensors = torch_file.read(file, key=key)
+  if key is None and tensors and all(name.startswith(('a.', 'b.')) for name in tensors):
+    return {name.removeprefix('a.'): tensor for name, tensor in tensors.items() if name.startswith('a.')}
+  return tensors
 
 
 def _configure_vae(model: ConfigDict, module: FaceMaskVAE) -> None:
@@ -83,22 +100,40 @@ def _configure_backbone(model: ConfigDict, module: ResNet18) -> None:
   model.resnet_widths = module.widths
 
 
+def _configure_ipmnet(model: ConfigDict, module: IPMNet) -> None:
+  for name in ('dim', 'mlp_dim', 'style_dim', 'num_downsamples', 'num_blocks'):
+    model[name] = getattr(module, name)
+
+
+def _configure_beautygan(model: ConfigDict, module: BeautyGenerator) -> None:
+  model.dim, model.num_blocks = module.dim, module.num_blocks
+
+
+_MAKEUP = {
+  'variant': lambda module: 'code',
+  'about': lambda module: {'where': 'the generator; the discriminators are random'},
+  'try_next': 'jaxface makeup --workdir {} --target A.jpg --reference B.jpg --parser runs/parser --out made_up.png',
+  'where': ('generator',),
+}
+
+
 WORKDIRS = {
   'vae': Workdir(
+    network='vae',
     experiment='experiments/vae.py',
     read=_read_keras,
-    convert=lambda tensors, image_size: from_reference('vae', tensors, image_size=image_size),
     canonical=vae.counted_from_zero,
     variant=lambda module: 'mask_ssim_l2' if module.mask_widths else 'nomask_ssim_l2',
     configure=_configure_vae,
     about=lambda module: {'mask_decoder': bool(module.mask_widths)},
     try_next='jaxface reconstruct --workdir {} --images PHOTOS --out grid.png',
     goldens='vae',
+    needs_size=True,
   ),
   'bisenet': Workdir(
+    network='bisenet',
     experiment='experiments/bisenet.py',
-    read=lambda file, key: torch_file.read(file, key=key),
-    convert=lambda tensors, image_size: from_reference('bisenet', tensors),
+    read=_read_torch,
     canonical=resnet18.canonical,
     variant=lambda module: 'celebamask_hq',
     configure=_configure_parser,
@@ -108,9 +143,9 @@ WORKDIRS = {
   ),
   # The parser's context path begins with ImageNet's weights: a workdir to start training from.
   'resnet18': Workdir(
+    network='resnet18',
     experiment='experiments/bisenet.py',
-    read=lambda file, key: torch_file.read(file, key=key),
-    convert=lambda tensors, image_size: from_reference('resnet18', tensors),
+    read=_read_torch,
     canonical=resnet18.canonical,
     variant=lambda module: 'celebamask_hq',
     configure=_configure_backbone,
@@ -118,6 +153,24 @@ WORKDIRS = {
     try_next='jaxface train --config experiments/bisenet.py:celebamask_hq --config.init_from={} --workdir runs/parser',
     goldens='bisenet',
     where=('context', 'resnet'),
+  ),
+  'ipmnet': Workdir(
+    network='ipmnet_generator',
+    experiment='experiments/ipmnet.py',
+    read=_read_twice_held,
+    canonical=ipmnet.canonical,
+    configure=_configure_ipmnet,
+    goldens='ipmnet',
+    **_MAKEUP,
+  ),
+  'beautygan': Workdir(
+    network='beautygan_generator',
+    experiment='experiments/beautygan.py',
+    read=_read_torch,
+    canonical=beautygan.canonical,
+    configure=_configure_beautygan,
+    goldens='beautygan',
+    **_MAKEUP,
   ),
 }
 
@@ -178,26 +231,27 @@ def _make_workdir(
 ) -> Report:
   way = WORKDIRS[system]
   tensors = way.read(file, key)
-  module, variables = way.convert(tensors, image_size)
+  options = {'image_size': image_size} if way.needs_size else {}
+  module, variables = from_reference(way.network, tensors, **options)
   config = make_config(way.variant(module))
   with config.unlocked():
     way.configure(config.model, module)
     if image_size is not None:
       config.model.image_size = image_size
-  engine = engine_for(config)
+  engine = engine_for(config, training=False)
   with workdirs.locked(workdir):
     if (workdir / workdirs.CHECKPOINT_FOLDER).exists():
       raise UserError(f'{workdir} already holds checkpoints; choose another --workdir')
-    state = engine.init()
+    state = engine.to_saved(engine.init())
+    params, stats = variables['params'], variables.get('batch_stats')
     state = state.replace(
-      params=_placed(state.params, way.where, variables['params']),
-      model_state=_placed(state.model_state, way.where, variables['batch_stats']),
+      params=_placed(state.params, way.where, params),
+      model_state=state.model_state if stats is None else _placed(state.model_state, way.where, stats),
+      ema=None if state.ema is None else _placed(state.ema, way.where, params),
     )
-    if state.ema is not None:
-      state = state.replace(ema=state.params)
     workdirs.open_run(workdir, config)
     with Checkpoints(workdir) as checkpoints:
-      checkpoints.save(0, engine.to_saved(state), next_batch=0, fingerprint=None)
+      checkpoints.save(0, state, next_batch=0, fingerprint=None)
     report = {
       'system': system,
       'file': file.name,
@@ -207,7 +261,7 @@ def _make_workdir(
       'parameters': count(variables['params']),
       'image_size': config.model.image_size,
       **way.about(module),
-      'parity': _parity(system, way.canonical(tensors), state, way.where),
+      'parity': _parity(way, way.canonical(tensors), state, variables),
     }
     workdirs.write_atomically(workdir / 'convert.json', json.dumps(report, indent=2) + '\n')
   return report
@@ -220,17 +274,16 @@ def _placed(tree: Any, where: tuple[str, ...], part: Any) -> Any:
   return {**tree, where[0]: _placed(tree[where[0]], where[1:], part)}
 
 
-def _parity(system: str, tensors: Mapping[str, np.ndarray], state: TrainState, where: tuple[str, ...]) -> Report:
-  """Takes the saved state back to public names and compares with the file."""
-  variables: dict[str, Any] = {'params': state.params, 'batch_stats': state.model_state}
-  for name in where:
-    variables = {collection: tree[name] for collection, tree in variables.items()}
-  back = to_reference(system, jax.device_get(variables))
+def _parity(way: Workdir, tensors: Tensors, state: TrainState, collections: Iterable[str]) -> Report:
+  """Takes the saved state's collections back to public names and compares with the file."""
+  trees = {'params': state.params, 'batch_stats': state.model_state}
+  variables = {name: functools.reduce(operator.getitem, way.where, trees[name]) for name in collections}
+  back = to_reference(way.network, jax.device_get(variables))
   differences = [
     float(np.abs(back[name] - tensor.astype(np.float32)).max(initial=0)) for name, tensor in tensors.items()
   ]
   return {
     'tensors compared': len(differences),
     'largest difference': max(differences, default=0.0),
-    'network': f'held to stored outputs of the public code: tests/goldens/{WORKDIRS[system].goldens}',
+    'network': f'held to stored outputs of the public code: tests/goldens/{way.goldens}',
   }

@@ -15,7 +15,8 @@ Path = tuple[str, ...]
 # Public name -> path among the Flax variables.
 Paths = Mapping[str, Path]
 
-# (public name, variable) -> the tensor of that name. It only moves numbers, so that it can be undone.
+# (public name, variable) -> the tensor of that name as a view of the variable: what is written there arrives here. A
+# vector may become a view of more axes; its tensor is the vector that these make.
 Layout = Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -121,22 +122,23 @@ def variables_from(
   assert found.keys() == set(paths.values()), found.keys() ^ set(paths.values())
   # Strides of nothing: a shape's way through the layout costs no memory.
   nothing = np.zeros((), np.int8)
-  check(
-    system, state, {name: layout(name, np.broadcast_to(nothing, found[path])).shape for name, path in paths.items()}
-  )
-  return traverse_util.unflatten_dict(
-    {path: _undone(layout, name, state[name], found[path]) for name, path in paths.items()}
-  )
+  public = {name: _laid_out(layout, name, np.broadcast_to(nothing, found[path])) for name, path in paths.items()}
+  check(system, state, {name: tensor.shape for name, tensor in public.items()})
+  flat = {}
+  for name, path in paths.items():
+    flat[path] = np.empty(found[path], np.float32)
+    view = layout(name, flat[path])
+    assert np.may_share_memory(view, flat[path]), name
+    view[...] = state[name].reshape(view.shape)
+  return traverse_util.unflatten_dict(flat)
 
 
-def _undone(layout: Layout, name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """The float32 array of that shape of which `layout` makes `tensor`: where it moves indices, it moves numbers."""
-  array = np.empty(tensor.size, np.float32)
-  array[layout(name, np.arange(tensor.size).reshape(shape))] = tensor
-  return array.reshape(shape)
+def _laid_out(layout: Layout, name: str, array: np.ndarray) -> np.ndarray:
+  tensor = layout(name, array)
+  return tensor.ravel() if array.ndim == 1 else tensor
 
 
 def state_from(variables: Mapping[str, Any], paths: Paths, layout: Layout = pytorch) -> dict[str, np.ndarray]:
   """The inverse of `variables_from`: name -> contiguous array."""
   flat = traverse_util.flatten_dict(variables)
-  return {name: np.asarray(layout(name, np.asarray(flat[path])), order='C') for name, path in paths.items()}
+  return {name: np.asarray(_laid_out(layout, name, np.asarray(flat[path])), order='C') for name, path in paths.items()}
