@@ -205,8 +205,8 @@ def test_the_readme_names_only_what_the_command_line_takes(capsys):
 
   commands = _readme_commands()
   assert {shlex.split(command)[1] for command in commands} == {
-    'prepare', 'parse', 'train', 'evaluate', 'score', 'reconstruct', 'sample', 'interpolate', 'ablation', 'benchmark',
-    'convert',
+    'prepare', 'parse', 'train', 'makeup', 'evaluate', 'score', 'reconstruct', 'sample', 'interpolate', 'ablation',
+    'benchmark', 'convert',
   }  # fmt: skip
   for command in commands:
     _, rest = make_parser().parse_known_args(shlex.split(command)[1:])

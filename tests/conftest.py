@@ -43,13 +43,13 @@ def makeup_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _LONG = (
+  'makeup_train_test.py',
   'train_test.py',
   'parallel_test.py',
   'processes_test.py',
   'cli_test.py',
   'vae_test.py',
   'parsing_test.py',
-  'makeup_train_test.py',
   'ipmnet_test.py',
   'beautygan_test.py',
   'bisenet_test.py',

@@ -56,7 +56,7 @@ def _batches(makeup_dir, system):
 def _two_steps(system, makeup_dir, mode, devices):
   config = _config(system, makeup_dir)
   # Adam's first steps go by the sign of a gradient, whatever its size: rounding would show.
-  config.optimizer.name, config.optimizer.options = 'sgd', {}
+  config.optimizer.name, config.optimizer.options, config.optimizer.learning_rate = 'sgd', {}, 1e-4
   kind = {'jit': JitEngine, 'pmap': PmapEngine}[mode]
   task = _with_frozen(make_task(config, kind.axis_name))
   engine = kind(task, seed=0, mesh=make_mesh(1, jax.devices()[:devices]))
@@ -124,13 +124,13 @@ def test_a_pair_is_learnt_by_heart(whole_run, makeup_dir):
   pair = {name: np.repeat(values[:1], 8, axis=0) for name, values in _batches(makeup_dir, system)[0].items()}
   batches = engine.put_stacked([{**pair, 'row': np.arange(8, dtype=np.int32)}])
   state, log = engine.init(), []
-  for _ in range(100):
+  for _ in range(40):
     state, metrics = engine.train_step(state, batches, None)
     log.append(engine.metrics_on_host(metrics))
   terms = {'ipmnet': ('reconstruction', 'foreground', 'cycle'), 'beautygan': ('lips', 'skin', 'identity')}
   for term in terms[system]:
-    first, last = log[0][term][0], np.mean([one[term][0] for one in log[-10:]])
-    assert last < 0.5 * first, (term, first, last)
+    first, last = log[0][term][0], np.mean([one[term][0] for one in log[-5:]])
+    assert last < 0.7 * first, (term, first, last)
 
 
 @pytest.mark.parametrize('system', SYSTEMS)

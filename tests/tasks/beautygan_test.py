@@ -33,7 +33,7 @@ class GoldenTask(BeautyGanTask):
 
 @pytest.fixture(scope='module')
 def golden():
-  about, tensors, arrays = load('beautygan/train_step')
+  _, tensors, arrays = load('beautygan/train_step')
   generator, variables = from_reference('beautygan_generator', _of(tensors, 'G.'))
   params, spectral = {'generator': variables['params']}, {}
   for side in 'ab':

@@ -1,5 +1,7 @@
 """IPM-Net's losses, gradients and updates are the public code's; what is drawn is drawn row by row."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def _of(state, prefix):
 
 @pytest.fixture(scope='module')
 def golden():
-  about, tensors, arrays = load('ipmnet/losses_step')
+  _, tensors, arrays = load('ipmnet/losses_step')
   generator, variables = from_reference('ipmnet_generator', _of(tensors, 'gen.'))
   judges = {}
   for side in 'ab':
@@ -175,7 +177,7 @@ def test_levels_lead_from_the_own_makeup_to_the_references(golden):
   np.testing.assert_allclose(pictures[0], ends[0], atol=1e-5)
   np.testing.assert_allclose(pictures[-1], ends[1], atol=1e-5)
   distance = [np.linalg.norm(m - c, axis=-1).mean() for m, c in zip(mixed, code, strict=True)]
-  assert all(a > b for a, b in zip(distance, distance[1:], strict=False))
+  assert all(a > b for a, b in itertools.pairwise(distance))
   assert np.abs(pictures[0] - pictures[-1]).max() > 1e-3
 
 
