@@ -6,14 +6,15 @@ Variants:
   code    the recipe of the public code
   psgan   the same without the neck in the skin, as PSGAN's authors train it, for 50 epochs
 After a comma, flags:
-  demo   rendered faces at 48 pixels, a small network without VGG-19: minutes on a laptop
+  demo   rendered faces at 48 pixels, a small network: minutes on a laptop
   smoke  32 pixels, ten steps: seconds, for tests
 
 Training compares what pictures show by VGG-19 (torchvision's or the vgg_conv.pth of the public code, your download):
 
   jaxface convert vgg19 vgg19-dcbb9e9d.pth
 
---config.loss.perceptual=none leaves the term out.
+--config.loss.perceptual=random compares by a small network never trained, which keeps a small run's faces apart; none
+leaves the term out.
 """
 
 import ml_collections
@@ -59,7 +60,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.model.dtype = 'float32'  # Of the computation; parameters are float32.
 
   config.loss = ml_collections.ConfigDict()
-  config.loss.perceptual = 'vgg19'  # Or 'none'.
+  config.loss.perceptual = 'vgg19'  # Or 'random', or 'none'.
   config.loss.neck = True  # Count the neck as skin.
   config.loss.weights = ml_collections.ConfigDict()
   config.loss.weights.adversarial = 1.0
@@ -108,9 +109,11 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.image_size = config.augment.crop_size = 48
     config.model.dim = config.model.discriminator_dim = 16
     config.model.num_blocks = 3
-    config.loss.perceptual = 'none'
+    config.loss.perceptual = 'random'
+    config.loss.weights.perceptual = 10.0
+    config.ema_decay = 0.99
     config.batch_size = 2
-    config.total_steps = 2000
+    config.total_steps = 2500
     config.optimizer.learning_rate = 5e-4
     config.optimizer.decay = 'cosine'
     config.log_steps = 20

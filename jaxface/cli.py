@@ -238,8 +238,8 @@ def make_parser() -> argparse.ArgumentParser:
   sub = command('convert', _convert, 'turn public weights into what the other commands use')
   sub.add_argument(
     'system',
-    help='vae, bisenet, resnet18, ipmnet, beautygan; for losses: resnet50_face, vgg19; for metrics: lpips-alex, lpips-vgg, '
-    'lpips-squeeze, inception, resnet50_face',
+    help='vae, bisenet, resnet18, ipmnet, beautygan; for losses: resnet50_face, vgg19; '
+    'for metrics: lpips-alex, lpips-vgg, lpips-squeeze, inception, resnet50_face',
   )
   sub.add_argument(
     'files', type=Path, nargs='+', metavar='FILE', help='.h5, .pth, .pt, .ckpt, .pkl, .safetensors or .npz'
