@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
 from jaxface.optimizers import clip_each_by_norm, learning_rate_schedule, make_optimizer, scale_by_keras_adam
+from tests.golden import load
 
 
 def test_keras_adam_follows_its_formula():
@@ -68,3 +69,37 @@ def test_weight_decay_spares_biases():
 def test_unknown_choices_say_what_there_is(key, value):
   with pytest.raises(UserError, match=f'{value}.*choose from'):
     make_optimizer(_config(**{key: value}), total_steps=1)
+
+
+def test_adam_with_l2_is_pytorchs():
+  _, _, arrays = load('ipmnet/adam_l2')
+  config = ConfigDict(
+    {
+      'name': 'adam',
+      'options': {'b1': 0.5, 'b2': 0.999},
+      'learning_rate': 2e-4,
+      'warmup_steps': 0,
+      'decay': 'halve',
+      'halve_steps': 10,
+      'clip_each': 0.0,
+      'clip_global': 0.0,
+      'weight_decay': 0.0,
+      'l2': 1e-4,
+      'l2_everywhere': True,
+    }
+  )
+  optimizer = make_optimizer(config, total_steps=100)
+  params = {'weight': jnp.asarray(arrays['start'])}
+  state = optimizer.init(params)
+  for gradient, expected in zip(arrays['gradients'], arrays['after'], strict=True):
+    updates, state = optimizer.update({'weight': jnp.asarray(gradient)}, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params['weight'], expected, rtol=0, atol=2e-7)
+
+
+def test_the_halving_rate_is_pytorchs_with_the_scheduler_first():
+  _, _, arrays = load('ipmnet/adam_l2')
+  schedule = learning_rate_schedule(2e-4, total_steps=100, decay='halve', halve_steps=10)
+  np.testing.assert_allclose([1e4 * float(schedule(i)) for i in range(25)], arrays['lr_by_iteration'], rtol=1e-6)
+  with pytest.raises(UserError, match="decay='halve' needs optimizer.halve_steps"):
+    learning_rate_schedule(2e-4, total_steps=100, decay='halve')
