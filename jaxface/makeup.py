@@ -234,10 +234,9 @@ def _code(task: 'MakeupTask', state: 'TrainState', image: 'jax.Array', label: 'j
 def _wear(
   task: 'MakeupTask', state: 'TrainState', image: 'jax.Array', label: 'jax.Array', code: 'jax.Array', level: 'jax.Array'
 ) -> 'jax.Array':
-  import jax.numpy as jnp
+  from jaxface.tasks.makeup import to_unit
 
-  worn = task.wear(state, task.faces(image, label, made_up=False), code, level)
-  return jnp.clip((worn + 1) / 2, 0, 1)
+  return to_unit(task.wear(state, task.faces(image, label, made_up=False), code, level))
 
 
 class _View(NamedTuple):

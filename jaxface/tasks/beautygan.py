@@ -20,7 +20,7 @@ from jaxface.models.beautygan import BeautyGenerator, PatchDiscriminator
 from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, vgg_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
-from jaxface.tasks.gradients import LossFn, gradients
+from jaxface.tasks.gradients import LossFn, update_network
 from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, apart, make_framing, together
 from jaxface.tasks.task import Batch, Metrics, compute_dtype
 
@@ -79,11 +79,16 @@ class BeautyGanTask(MakeupTask):
     params, opt_state, spectral, metrics = dict(state.params), dict(state.opt_state), dict(state.model_state), {}
 
     def update(name: str, loss_fn: LossFn, model_state: PyTree) -> PyTree:
-      gradient, model_state, terms = gradients(
-        loss_fn, params[name], model_state, rows, accumulate_steps=self.accumulate_steps, axis_name=self.axis_name
+      params[name], opt_state[name], model_state, terms = update_network(
+        loss_fn,
+        params[name],
+        opt_state[name],
+        model_state,
+        rows,
+        self.optimizer,
+        accumulate_steps=self.accumulate_steps,
+        axis_name=self.axis_name,
       )
-      updates, opt_state[name] = self.optimizer.update(gradient, opt_state[name], params[name])
-      params[name] = optax.apply_updates(params[name], updates)
       metrics.update(terms)  # The generator comes last: 'grad_norm' is its own.
       return model_state
 

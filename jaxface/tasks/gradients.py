@@ -51,6 +51,29 @@ def gradients(
   return gradient, model_state, {**metrics, 'grad_norm': optax.tree.norm(gradient)}
 
 
+def update_network(
+  loss_fn: LossFn,
+  params: PyTree,
+  opt_state: PyTree,
+  model_state: PyTree,
+  batch: Mapping[str, Any],
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulate_steps: int = 1,
+  axis_name: str | None = None,
+) -> tuple[PyTree, PyTree, PyTree, Metrics]:
+  """One update of the parameters that one loss trains, of several networks or all there are.
+
+  Returns:
+    (parameters, optimizer state, model state, metrics of `gradients`), all after the update.
+  """
+  gradient, model_state, metrics = gradients(
+    loss_fn, params, model_state, batch, accumulate_steps=accumulate_steps, axis_name=axis_name
+  )
+  updates, opt_state = optimizer.update(gradient, opt_state, params)
+  return optax.apply_updates(params, updates), opt_state, model_state, metrics
+
+
 def update(
   state: TrainState,
   batch: Mapping[str, jax.Array],
@@ -62,11 +85,16 @@ def update(
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One update of a task with one loss and one optimizer: the state after it, and the metrics of `gradients`."""
-  gradient, model_state, metrics = gradients(
-    loss_fn, state.params, state.model_state, batch, accumulate_steps=accumulate_steps, axis_name=axis_name
+  params, opt_state, model_state, metrics = update_network(
+    loss_fn,
+    state.params,
+    state.opt_state,
+    state.model_state,
+    batch,
+    optimizer,
+    accumulate_steps=accumulate_steps,
+    axis_name=axis_name,
   )
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
   state = state.replace(
     step=state.step + 1,
     params=params,

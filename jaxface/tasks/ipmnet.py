@@ -21,7 +21,7 @@ from jaxface.models.ipmnet import IPMNet, MultiScaleDiscriminator
 from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, face_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
-from jaxface.tasks.gradients import gradients
+from jaxface.tasks.gradients import update_network
 from jaxface.tasks.makeup import Faces, MakeupTask, apart, make_framing, together
 from jaxface.tasks.task import Batch, Metrics, compute_dtype, row_keys
 from jaxface.texture import RECIPES, TextureRecipe, content_input, keep_mask, texture
@@ -121,11 +121,16 @@ class IpmNetTask(MakeupTask):
       ('generator', generator_loss, generator_key),
     ):
       rows = {'a': a, 'b': b, 'draws': self.draw(row_keys(draw_key, batch))}
-      gradient, _, terms = gradients(
-        loss_fn, params[name], None, rows, accumulate_steps=self.accumulate_steps, axis_name=self.axis_name
+      params[name], opt_state[name], _, terms = update_network(
+        loss_fn,
+        params[name],
+        opt_state[name],
+        None,
+        rows,
+        self.optimizer,
+        accumulate_steps=self.accumulate_steps,
+        axis_name=self.axis_name,
       )
-      updates, opt_state[name] = self.optimizer.update(gradient, opt_state[name], params[name])
-      params[name] = optax.apply_updates(params[name], updates)
       metrics |= terms  # The generator comes last: 'grad_norm' is its own.
     ema = update_ema(state.ema, {'generator': params['generator']}, self.ema_decay)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
@@ -194,7 +199,7 @@ class IpmNetTask(MakeupTask):
 
   def code(self, state: TrainState, reference: Faces) -> jax.Array:
     """Style codes [B, D]."""
-    return self._apply(state, 'encode_style', reference.image)
+    return self.generator.apply({'params': state.params['generator']}, reference.image, method='encode_style')
 
   def wear(self, state: TrainState, target: Faces, code: jax.Array, level: jax.Array | None = None) -> jax.Array:
     """Decodes the target with a style between its own and `code` (the paper's section 4.5)."""
@@ -202,9 +207,6 @@ class IpmNetTask(MakeupTask):
       code = (1 - level)[:, None] * self.code(state, target) + level[:, None] * code
     weight = jnp.full(len(code), sum(self.texture_range) / 2)
     return self._generate(state.params['generator'], self._input(target, weight), code)
-
-  def _apply(self, state: TrainState, method: str, *args: jax.Array) -> jax.Array:
-    return self.generator.apply({'params': state.params['generator']}, *args, method=method)
 
   def _input(self, faces: Faces, weight: jax.Array) -> jax.Array:
     return content_input(faces.image, keep_mask(faces.label), faces.texture, weight)

@@ -115,7 +115,7 @@ class MakeupTask(abc.ABC):
     """Measures per example [B], 'what/metric'; those of a region are 0 where a face lacks it, which 'what/has' says."""
     del key
     seen = self._transfer(state, batch)
-    target, kept = _to_unit(seen.target.image), keep_mask(seen.target.label)
+    target, kept = to_unit(seen.target.image), keep_mask(seen.target.label)
     metrics = {
       **_whole('reconstruction', target, seen.own),
       **_region('background', target, seen.result, kept[..., 0], measures=('l1',)),
@@ -144,7 +144,7 @@ class MakeupTask(abc.ABC):
   def compared(self, state: TrainState, batch: Batch) -> Compared:
     """True and made pictures, whole and with only a region not the true one; references and results; who is who."""
     seen = self._transfer(state, batch)
-    target = _to_unit(seen.target.image)
+    target = to_unit(seen.target.image)
     made = {'transfer': seen.result, 'nothing': target}
     pairs = {}
     if seen.truth is not None:
@@ -154,7 +154,7 @@ class MakeupTask(abc.ABC):
           pairs[f'{name}, {area}'] = (seen.truth, jnp.where(mask[..., None] > 0, picture, seen.truth))
     return Compared(
       pairs=pairs,
-      real=_to_unit(seen.reference.image),
+      real=to_unit(seen.reference.image),
       sets={'transfer': seen.result, 'nothing': target},
       persons={'transfer': (target, seen.result)},
     )
@@ -166,10 +166,10 @@ class MakeupTask(abc.ABC):
     code = self.code(state, seen.reference)
     half = self.wear(state, seen.target, code, jnp.full(len(code), 0.5))
     columns = {
-      'target': _to_unit(seen.target.image),
-      'reference': _to_unit(seen.reference.image),
+      'target': to_unit(seen.target.image),
+      'reference': to_unit(seen.reference.image),
       'transfer': seen.result,
-      'half': _to_unit(half),
+      'half': to_unit(half),
       'reconstruction': seen.own,
     }
     return columns if seen.truth is None else {**columns, 'true': seen.truth}
@@ -182,7 +182,7 @@ class MakeupTask(abc.ABC):
     truth = None
     if 'makeup_image' in batch:
       truth = self.framing.centred({'image': to_float(batch['makeup_image'])})['image']
-    return _Seen(target, reference, _to_unit(self.wear(state, target, code)), _to_unit(own), truth)
+    return _Seen(target, reference, to_unit(self.wear(state, target, code)), to_unit(own), truth)
 
 
 def together(*parts: jax.Array) -> jax.Array:
@@ -206,7 +206,7 @@ class _Seen(NamedTuple):
   truth: jax.Array | None
 
 
-def _to_unit(image: jax.Array) -> jax.Array:
+def to_unit(image: jax.Array) -> jax.Array:
   """[-1, 1] and beyond -> [0, 1]."""
   return jnp.clip((image + 1) / 2, 0, 1)
 
