@@ -43,7 +43,8 @@ _SOURCES = {
 # Converter and module.
 _OF_ONE_FILE = {
   'inception': (inception, InceptionFeatures),
-  'resnet50_face': (resnet50_face, FaceResNet50),
+  # For pictures of any size; a loss that compares by window says so.
+  'resnet50_face': (resnet50_face, lambda: FaceResNet50(pool='global')),
   'vgg19': (vgg19, lambda: Vgg(('relu4_1',), VGG19)),
 }
 
