@@ -87,10 +87,13 @@ def check(system: str, state: Mapping[str, np.ndarray], expected: Mapping[str, t
     raise UserError(f'these tensors are no {system} checkpoint: ' + '; '.join(problems))
 
 
-def shapes(module: nn.Module, *, side: int = 64, pictures: int = 1) -> dict[Path, tuple[int, ...]]:
-  """Path -> shape of every variable of a module that takes so many pictures [1, side, side, 3]."""
-  picture = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-  variables = jax.eval_shape(module.init, jax.random.key(0), *[picture] * pictures)
+def shapes(
+  module: nn.Module, *, side: int = 64, pictures: int = 1, inputs: tuple[Any, ...] | None = None
+) -> dict[Path, tuple[int, ...]]:
+  """Path -> shape of every variable of a module that takes `inputs`, or so many pictures [1, side, side, 3]."""
+  if inputs is None:
+    inputs = (jax.ShapeDtypeStruct((1, side, side, 3), np.float32),) * pictures
+  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
   return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
 
 
@@ -103,6 +106,7 @@ def variables_from(
   layout: Layout = pytorch,
   side: int = 64,
   pictures: int = 1,
+  inputs: tuple[Any, ...] | None = None,
 ) -> dict[str, Any]:
   """Variables (numpy, float32) for `module` from a checkpoint's tensors.
 
@@ -114,11 +118,12 @@ def variables_from(
     layout: of the checkpoint's tensors.
     side: see `module`.
     pictures: see `module`.
+    inputs: what the module takes, arrays or their shapes, where that is not pictures.
 
   Raises:
     UserError: tensors are missing, unexpected or misshapen; see `check`.
   """
-  found = shapes(module, side=side, pictures=pictures)
+  found = shapes(module, side=side, pictures=pictures, inputs=inputs)
   assert found.keys() == set(paths.values()), found.keys() ^ set(paths.values())
   # Strides of nothing: a shape's way through the layout costs no memory.
   nothing = np.zeros((), np.int8)

@@ -1,0 +1,126 @@
+"""Layers that the diffusion networks and their first stage are made of, with PyTorch's semantics and initial values."""
+
+# B batch | H,W pixels | h,w pixels out | I input channels | O output channels | C channels
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxface import resize, window_conv
+from jaxface.conv import conv3x3
+from jaxface.layers import Dtype
+
+# PyTorch's default for convolutions and linear layers: uniform within sqrt(1 / fan in).
+torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+class Conv(nn.Module):
+  """Convolution with zero padding and bias.
+
+  Parameters `kernel` [size, size, I, features] (PyTorch's uniform; zeros with `zero`) and `bias` [features] (zeros) are
+  float32; the work is done in `dtype`.
+
+  Attributes:
+    features: O.
+    size: side of the kernel.
+    stride: of both axes.
+    pad: zeros on every side; default those that keep the picture's size at stride 1 (of an odd kernel).
+    zero: start with a kernel of zeros.
+    use_bias: whether there is one.
+  """
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  pad: int | None = None
+  zero: bool = False
+  use_bias: bool = True
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWI: jax.Array) -> jax.Array:
+    """[B, H, W, I] -> [B, h, w, features] in `dtype`, h = floor((H + 2 pad - size) / stride) + 1."""
+    shape = (self.size, self.size, x_BHWI.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.zeros if self.zero else torch_init, shape, jnp.float32)
+    x, kernel = x_BHWI.astype(self.dtype), kernel.astype(self.dtype)
+    pad = self.size // 2 if self.pad is None else self.pad
+    if (self.size, self.stride, pad) == (1, 1, 0):
+      y = x @ kernel[0, 0]
+    elif (self.size, self.stride, pad) == (3, 1, 1):
+      y = conv3x3(x, kernel)
+    else:
+      y = window_conv.convolve(x, kernel, stride=self.stride, pad=pad)
+    if not self.use_bias:
+      return y
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    return y + bias.astype(self.dtype)[None, None, None]
+
+
+class Linear(nn.Module):
+  """x @ kernel + bias over the last axis; `kernel` [I, features] and `bias` [features] as `Conv` has them."""
+
+  features: int
+  use_bias: bool = True
+  zero: bool = False
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., I] -> [..., features] in `dtype`."""
+    kernel = self.param(
+      'kernel', nn.initializers.zeros if self.zero else torch_init, (x.shape[-1], self.features), jnp.float32
+    )
+    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    if not self.use_bias:
+      return y
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation of pictures; statistics are float32 whatever `dtype` is.
+
+  Parameters `scale` and `bias` [C] (ones and zeros), without `affine` none.
+
+  Attributes:
+    groups: neighbouring channels that share a mean and a variance are C / groups; must divide C.
+    epsilon: added to the variance.
+    affine: scale and shift every channel behind it.
+  """
+
+  groups: int = 32
+  epsilon: float = 1e-5
+  affine: bool = True
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H, W, C] in `dtype`."""
+    batch, height, width, channels = x_BHWC.shape
+    grouped = x_BHWC.astype(jnp.float32).reshape(batch, height, width, self.groups, channels // self.groups)
+    # Two passes: E[x^2] - E[x]^2 loses the variance of a group that hardly varies.
+    mean = grouped.mean((1, 2, 4), keepdims=True)
+    centred = grouped - mean
+    factor = jax.lax.rsqrt(jnp.square(centred).mean((1, 2, 4), keepdims=True) + self.epsilon)
+    y = (centred * factor).reshape(x_BHWC.shape)
+    if self.affine:
+      scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+      bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+      y = y * scale[None, None, None] + bias[None, None, None]
+    return y.astype(self.dtype)
+
+
+def twice(x_BHWC: jax.Array) -> jax.Array:
+  """Every pixel as 2x2 pixels: [B, H, W, C] -> [B, 2H, 2W, C]."""
+  return resize.nearest(x_BHWC, (2 * x_BHWC.shape[1], 2 * x_BHWC.shape[2]))
+
+
+def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
+  """Sinusoids of timesteps [B] (integers or floats) -> float32 [B, width], cosines first (Ho et al. 2020).
+
+  Frequencies are exp(-ln(10000) i / half) for i from 0 to half - 1, half = width // 2; `width` is even.
+  """
+  half = width // 2
+  frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
