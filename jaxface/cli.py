@@ -82,6 +82,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     draws=args.draws,
     allow_few=args.allow_few,
     weights_dir=args.weights_dir,
+    parser=args.parser,
   )
 
 
@@ -185,8 +186,10 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--out', type=Path, help='folder for results.json and comparison.png; default WORKDIR/evaluation')
   sub.add_argument(
     '--metrics',
-    help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid; of makeup also diversity-alex, identity',
+    help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid, diversity-alex, l1, rmse, psnr, ssim, '
+    'ms_ssim, vif; of makeup also identity, of pictures after label maps also miou',
   )
+  sub.add_argument('--parser', type=Path, metavar='WORKDIR', help='face parser that miou finds label maps with')
   sub.add_argument(
     '--draws', type=int, default=0, help='makeup: give every target so many references, drawn at random (paper: 10)'
   )

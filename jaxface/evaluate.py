@@ -99,14 +99,16 @@ def evaluate_runs(
   draws: int = 0,
   allow_few: bool = False,
   weights_dir: Path | None = None,
+  parser: Path | None = None,
 ) -> dict[str, Metrics]:
   """Measures runs on one split; prints a table and writes results.json and comparison.png into `out`.
 
-  `metrics` names what to add that needs networks of the user's download, see `jaxface.perceptual.METRICS`. With `draws`
+  `metrics` names what to add, see `jaxface.perceptual.METRICS`; most need networks of the user's download, 'miou' the
+  workdir of a face `parser`. With `draws`
   every picture is given so many references, drawn at random, and the figures are the means over the draws; the table
   then has their standard deviations, too.
   """
-  perceptual = Perceptual(metrics, allow_few=allow_few, weights_dir=weights_dir)
+  perceptual = Perceptual(metrics, allow_few=allow_few, weights_dir=weights_dir, parser=parser)
   runs = [load_run(workdir, checkpoint) for workdir in workdirs]
   if len({run.name for run in runs}) < len(runs):
     raise UserError('two workdirs have the same name; a table could not tell them apart')

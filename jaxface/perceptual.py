@@ -1,4 +1,5 @@
-"""Evaluation by networks that know pictures: LPIPS, FID, diversity and identity of whatever pictures a task makes."""
+"""Evaluation of whatever pictures a task makes: LPIPS, FID, diversity and identity by networks that know pictures, SSIM
+and the like without one, and whether a face parser finds in a picture the label map that was asked for."""
 
 import functools
 from collections import defaultdict
@@ -9,14 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface import input_pipeline, weights
+from jaxface import input_pipeline, labels, weights
 from jaxface.errors import UserError
-from jaxface.metrics import fid
+from jaxface.metrics import fid, paired, segmentation
 from jaxface.parallel import JitEngine
+from jaxface.parsing import Parser, load_parser
 from jaxface.state import PyTree, TrainState
 from jaxface.tasks.task import Batch
 
-# Metric -> the network that it measures with.
+_SSIM_WINDOW = 11
+_BY_EYE = paired.measures(_SSIM_WINDOW)
+
+# Metric -> the network that it measures with; None: with none, or with the user's own face parser.
 METRICS = {
   'lpips-alex': 'lpips-alex',
   'lpips-vgg': 'lpips-vgg',
@@ -24,16 +29,22 @@ METRICS = {
   'fid': 'inception',
   'diversity-alex': 'lpips-alex',
   'identity': 'resnet50_face',
+  'miou': None,
+  **dict.fromkeys(_BY_EYE),
 }
 
 _TOLD = {
+  **paired.told(_SSIM_WINDOW),
   'lpips': 'v0.1',
   'fid': fid.PREPARATION,
-  'diversity': 'LPIPS v0.1 of a picture and its neighbour in a batch, mean',
+  'diversity': 'LPIPS v0.1 of two pictures made of the same input, or else of a picture and its neighbour; mean',
   'identity': 'cosine of face features, averaged over all positions',
+  'miou': 'label map found in the 8-bit picture against the one asked for, over all pixels of the set',
 }
 
 Apply = Callable[..., jax.Array]
+# Name -> values [B], and 1 where a row counts, else 0.
+_Weighted = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Perceptual:
@@ -43,16 +54,27 @@ class Perceptual:
     protocol: what the names leave open, and the networks by the hashes of their files.
   """
 
-  def __init__(self, metrics: Sequence[str], *, allow_few: bool = False, weights_dir: Path | None = None):
+  def __init__(
+    self,
+    metrics: Sequence[str],
+    *,
+    allow_few: bool = False,
+    weights_dir: Path | None = None,
+    parser: Path | None = None,
+  ):
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
       raise UserError(f'unknown metric {unknown[0]!r}; evaluation can add {", ".join(METRICS)}')
     self._metrics = tuple(metrics)
-    needed = dict.fromkeys(METRICS[name] for name in metrics)
+    needed = dict.fromkeys(METRICS[name] for name in metrics if METRICS[name] is not None)
     self._networks = {name: weights.load(name, weights_dir) for name in needed}
+    self._parser = _parser_for(metrics, parser)
     self._allow_few = allow_few
+    by = {name: self._networks[METRICS[name]] for name in metrics if METRICS[name] is not None}
+    if self._parser is not None:
+      by['miou'] = self._parser.identity
     self.protocol = {
-      name: f'{_TOLD[name.partition("-")[0]]}; {self._networks[METRICS[name]]}' for name in self._metrics
+      name: _TOLD[name.partition('-')[0]] + (f'; {by[name]}' if name in by else '') for name in self._metrics
     }
 
   def measure(
@@ -69,45 +91,75 @@ class Perceptual:
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     statistics: dict[str, fid.FeatureStatistics] = {}
+    agreement: dict[str, np.ndarray] = {}
     process = (jax.process_index(), jax.process_count())
     for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process):
-      values, features, weight = jax.device_get(step(state, variables, engine.put(batch)))
-      for name, of_rows in values.items():
-        # A neighbour's difference counts where both rows are real.
-        real = weight * np.roll(weight, 1) if 'diversity' in name else weight
-        sums[name] += float(of_rows[real > 0].astype(np.float64).sum())
-        counts[name] += float(real.sum())
+      values, features, asked, weight = jax.device_get(step(state, variables, engine.put(batch)))
+      for name, (of_rows, counted) in values.items():
+        sums[name] += float(of_rows[counted > 0].astype(np.float64).sum())
+        counts[name] += float(counted.sum())
       for name, of_rows in features.items():
         now = fid.FeatureStatistics.of(of_rows[weight > 0])
         statistics[name] = statistics[name].merge(now) if name in statistics else now
+      for name, (label, picture) in asked.items():
+        found = np.stack(self._parser(list(picture[weight > 0])))
+        now = segmentation.count_pairs(label[weight > 0], found, labels.NUM_CLASSES)
+        agreement[name] = agreement.get(name, 0) + now
     measured = {name: total / counts[name] for name, total in sums.items() if counts[name]}
     real = statistics.pop('real', None)
-    return measured | {f'{name}/fid': fid.frechet_distance(real, of) for name, of in statistics.items()}
+    measured |= {f'{name}/fid': fid.frechet_distance(real, of) for name, of in statistics.items()}
+    for name, confusion in agreement.items():
+      figures = segmentation.scores_of(confusion)
+      measured |= {f'{name}/{metric}': figures[metric] for metric in ('miou', 'accuracy')}
+    return measured
 
   def _step(
     self, task, state: TrainState, variables: Mapping[str, PyTree], batch: Batch
-  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
-    """Values per row by 'protocol/metric', features for FID by protocol, and the rows' weights."""
-    compared = task.compared(state, batch)
+  ) -> tuple[_Weighted, dict[str, jax.Array], dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
+    """Values per row by 'protocol/metric' with which rows count, features for FID and 8-bit pictures for mIoU, each by
+    protocol, and which rows are real."""
+    compared, weight = task.compared(state, batch), batch['weight']
     if compared.real is None and not compared.pairs:
       told = ', '.join(self._metrics)
       raise UserError(f'this system makes no pictures that {told} could compare; leave out --metrics')
-    values, features = {}, {}
+    values, features, asked = {}, {}, {}
     for metric in self._metrics:
+      if metric == 'miou':
+        if not compared.asked:
+          raise UserError('this system makes no pictures after label maps; leave out the metric miou')
+        levels = lambda picture: jnp.round(255 * jnp.clip(picture, 0, 1)).astype(jnp.uint8)
+        asked = {name: (label, levels(picture)) for name, (label, picture) in compared.asked.items()}
+        continue
+      if metric in _BY_EYE:
+        values |= {f'{name}/{metric}': (_BY_EYE[metric](*pair), weight) for name, pair in compared.pairs.items()}
+        continue
       network = METRICS[metric]
       apply = functools.partial(self._networks[network].module.apply, variables[network])
       if metric == 'fid':
         pictures = {'real': compared.real, **compared.sets}
         features = _over({name: (picture,) for name, picture in pictures.items()}, _in_range(apply))
         continue
+      counted = weight
       if metric == 'identity':
         found = _over(compared.persons, _cosine(apply))
-      elif metric.startswith('diversity'):
+      elif metric.startswith('diversity') and not compared.repeats:
         found = _over({name: (p, jnp.roll(p, 1, axis=0)) for name, p in compared.sets.items()}, apply)
+        # A neighbour's difference counts where both rows are real.
+        counted = weight * jnp.roll(weight, 1)
+      elif metric.startswith('diversity'):
+        found = _over(compared.repeats, apply)
       else:
         found = _over(compared.pairs, apply)
-      values |= {f'{protocol}/{metric}': of_rows for protocol, of_rows in found.items()}
-    return values, features, batch['weight']
+      values |= {f'{protocol}/{metric}': (of_rows, counted) for protocol, of_rows in found.items()}
+    return values, features, asked, weight
+
+
+def _parser_for(metrics: Sequence[str], workdir: Path | None) -> Parser | None:
+  if 'miou' not in metrics:
+    return None
+  if workdir is None:
+    raise UserError('the metric miou needs a trained face parser: --parser WORKDIR')
+  return load_parser(workdir)
 
 
 def _over(pictures: Mapping[str, tuple[jax.Array, ...]], measure: Apply) -> dict[str, jax.Array]:

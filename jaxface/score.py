@@ -163,12 +163,10 @@ def score_labels(
   for x, y in _read_pairs(a, b, skipped):
     if unite_sides:
       x, y = labels.UNITED[x], labels.UNITED[y]
-    cell = x.astype(np.intp) * labels.NUM_CLASSES + y
-    confusion += np.bincount(cell.ravel(), minlength=confusion.size).reshape(confusion.shape)
+    confusion += segmentation.count_pairs(x, y, labels.NUM_CLASSES)
     count += 1
   _check_any(count, skipped)
-  overlap = np.diagonal(confusion)
-  figures = segmentation.scores(overlap, confusion.sum(0) + confusion.sum(1) - overlap, confusion.sum())
+  figures = segmentation.scores_of(confusion)
   there = [c for c in range(labels.NUM_CLASSES) if np.isfinite(figures['iou'][c])]
   results = {name: figures[name] for name in ('miou', 'mean_f1', 'accuracy')}
   sided = {c for c in there if unite_sides and labels.MIRROR[c] != c}

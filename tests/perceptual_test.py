@@ -89,8 +89,50 @@ def test_few_pictures_and_unknown_metrics_are_refused(dataset):
   engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
   with pytest.raises(UserError, match='FID of 48 pictures'):
     Perceptual(['fid']).measure(engine, jnp.float32(0.5), dataset, batch_size=8)
-  with pytest.raises(UserError, match="unknown metric 'psnr'; evaluation can add lpips-alex"):
-    Perceptual(['psnr'])
+  with pytest.raises(UserError, match="unknown metric 'beauty'; evaluation can add lpips-alex"):
+    Perceptual(['beauty'])
+  with pytest.raises(UserError, match='miou needs a trained face parser: --parser WORKDIR'):
+    Perceptual(['miou'])
+
+
+class Painted:
+  """A task that paints label maps in grey, of which those of 'half' are right on the left side only."""
+
+  frozen = None
+
+  def compared(self, state, batch):
+    label = batch['label'].astype(jnp.int32)
+    grey = jnp.repeat(label[..., None] * 10 / 255, 3, -1)
+    half = grey.at[:, :, label.shape[2] // 2 :].set(state)
+    pairs = {'right': (grey, grey)}
+    return Compared(pairs, asked={'right': (label, grey), 'half': (label, half)}, repeats={'half': (grey, half)})
+
+
+class Levels:
+  """In the place of a parser: tells the class by the grey level."""
+
+  identity = 'grey levels'
+
+  def __call__(self, images):
+    return [image[..., 0] // 10 for image in images]
+
+
+def test_what_a_parser_finds_is_compared_with_what_was_asked_for(data_dir, monkeypatch):
+  monkeypatch.setattr('jaxface.perceptual.load_parser', lambda workdir: Levels())
+  fields = {'image_size': 16, 'data_dir': str(data_dir)}
+  dataset = input_pipeline.open_dataset('synthetic_faces/faces_16', 'train', ('label',), **fields)
+  engine = JitEngine(Painted(), seed=0, mesh=make_mesh(1, jax.devices()))
+  perceptual = Perceptual(['miou', 'psnr', 'diversity-alex'], parser='runs/parser')
+  assert perceptual.protocol['miou'].endswith('; grey levels')
+  measured = perceptual.measure(engine, jnp.float32(0), dataset, batch_size=40)
+  label = input_pipeline.load_whole(dataset)['label']
+  found = label.copy()
+  found[:, :, 8:] = 0
+  iou = [((label == c) & (found == c)).sum() / ((label == c) | (found == c)).sum() for c in np.unique(label)]
+  difference = 2 * np.square((label[:, :, 8:] * (10 / 255)).astype(np.float64)).sum() / label.size
+  expected = {'right/psnr': 100.0, 'half/diversity-alex': difference, 'right/miou': 1.0, 'right/accuracy': 1.0}
+  expected |= {'half/miou': np.mean(iou), 'half/accuracy': (label == found).mean()}
+  assert measured == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_protocol_names_the_files():

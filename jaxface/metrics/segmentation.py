@@ -99,6 +99,18 @@ def scores(intersection: np.ndarray, union: np.ndarray, counted: float) -> dict[
   return {'iou': iou, 'f1': f1, 'miou': mean(iou), 'mean_f1': mean(f1), 'accuracy': accuracy}
 
 
+def count_pairs(label: np.ndarray, found: np.ndarray, num_classes: int) -> np.ndarray:
+  """`confusion_matrix` on the host, of label maps of any shape together: int64 [num_classes, num_classes]."""
+  cell = label.astype(np.intp) * num_classes + found
+  return np.bincount(cell.ravel(), minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def scores_of(confusion: np.ndarray) -> dict[str, np.ndarray | float]:
+  """`scores` of a confusion matrix [C, C]."""
+  intersection = np.diagonal(confusion)
+  return scores(intersection, confusion.sum(0) + confusion.sum(1) - intersection, confusion.sum())
+
+
 def mean_iou(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
   """Mean IoU over the classes that a picture's labels or predictions contain: integers [B, H, W] -> float32 [B].
 

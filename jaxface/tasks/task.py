@@ -22,12 +22,16 @@ class Compared(NamedTuple):
     real: what made pictures should be like as a whole.
     sets: made pictures by protocol: FID against `real`; with each other, diversity.
     persons: what should show one person, by protocol: identity.
+    repeats: two pictures made of the same input, by protocol: diversity. Where there are none, it is that of `sets`.
+    asked: (label map int [B, H, W] in the project's order, picture that should follow it) by protocol: mIoU.
   """
 
   pairs: Mapping[str, tuple[jax.Array, jax.Array]] = {}
   real: jax.Array | None = None
   sets: Mapping[str, jax.Array] = {}
   persons: Mapping[str, tuple[jax.Array, jax.Array]] = {}
+  repeats: Mapping[str, tuple[jax.Array, jax.Array]] = {}
+  asked: Mapping[str, tuple[jax.Array, jax.Array]] = {}
 
 
 class Task(Protocol):
