@@ -68,6 +68,51 @@ def _shift(key: jax.Array, value: jax.Array, pixels: int) -> jax.Array:
   return pix.random_crop(key, padded, planes.shape).reshape(value.shape)
 
 
+def scaled_crop(
+  image: jax.Array, label: jax.Array, scale: jax.Array, offset: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+  """The square of `size` at `offset` (row, column) of a picture enlarged by `scale`, and of its label map.
+
+  [H, W, 3] in [0, 1] and [H, W] -> [size, size, 3], bilinear, antialiased where the scale is below 1, and [size, size],
+  nearest. Enlarging and cropping at once keeps shapes static: only the crop's pixels are ever computed.
+  """
+  crop = jax.image.scale_and_translate(
+    image, (size, size, 3), (0, 1), jnp.stack([scale, scale]), -offset, 'linear', antialias=True
+  )
+  centres = (jnp.arange(size)[None] + 0.5 + offset[:, None]) / scale
+  rows, columns = jnp.clip(jnp.floor(centres).astype(jnp.int32), 0, label.shape[0] - 1)
+  return jnp.clip(crop, 0, 1), label[rows][:, columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Zoom:
+  """A square of random size somewhere in the picture, enlarged to the picture's size; half of the rows mirrored.
+
+  Attributes:
+    least: the square's side is drawn from U(least, 1) of the picture's; 1 for the whole picture.
+    flip: mirror half of the rows; left and right labels change places.
+  """
+
+  least: float = 1.0
+  flip: bool = False
+
+  def __call__(self, batch: Batch, keys: jax.Array) -> Batch:
+    """'image' float [B, S, S, 3] in [0, 1] and 'label' [B, S, S]; keys [B]."""
+    crop_keys, rest_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    batch = Augment(flip=self.flip)(batch, rest_keys)
+    if self.least == 1:
+      return batch
+    image, label = jax.vmap(self._zoomed)(batch['image'], batch['label'], crop_keys)
+    return {**batch, 'image': image, 'label': label}
+
+  def _zoomed(self, image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    share_key, offset_key = jax.random.split(key)
+    scale = 1 / jax.random.uniform(share_key, (), minval=self.least, maxval=1)
+    size = image.shape[0]
+    offset = jax.random.uniform(offset_key, (2,)) * (scale - 1) * size
+    return scaled_crop(image, label, scale, offset, size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Framing:
   """Which square of a picture a network sees, and whether mirrored; one draw for a picture and all that goes with it.

@@ -122,7 +122,8 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
   Keys: `name` (one of OPTIMIZERS), `options` (its keyword arguments), `learning_rate`, `warmup_steps`, `decay`,
   `clip_each` and `clip_global` (gradient norms; 0 clips nothing), `weight_decay` (decoupled, on kernels). Optional:
   `warmup_from`, `halve_steps`, `l2` (weight decay as PyTorch has it: added to the gradient, before the moments; on
-  kernels, with `l2_everywhere` on all parameters) and `rates`, factors of the learning rate for parts of the network.
+  kernels), `rates`, factors of the learning rate for parts of the network, and `l2_everywhere` and
+  `weight_decay_everywhere` for decay of all parameters.
   """
   if config.name not in OPTIMIZERS:
     raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
@@ -144,7 +145,8 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
     parts.append(optax.add_decayed_weights(config.l2, mask=None if config.get('l2_everywhere') else kernels))
   parts.append(OPTIMIZERS[config.name](**config.options))
   if config.weight_decay:
-    parts.append(optax.add_decayed_weights(config.weight_decay, mask=kernels))
+    everywhere = config.get('weight_decay_everywhere')
+    parts.append(optax.add_decayed_weights(config.weight_decay, mask=None if everywhere else kernels))
   if config.get('rates'):
     parts.append(scale_rates(config.rates.to_dict()))
   parts.append(optax.scale_by_learning_rate(schedule))

@@ -16,7 +16,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from jaxface import labels
-from jaxface.augment import Augment, to_float
+from jaxface.augment import Augment, scaled_crop, to_float
 from jaxface.errors import UserError
 from jaxface.metrics import segmentation
 from jaxface.models.bisenet import BiSeNet, Logits, normalise, widths
@@ -103,18 +103,12 @@ class ParsingAugment:
     return jnp.clip(image * factor, 0, 1)
 
   def _scale_and_crop(self, image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Enlarging and cropping at once, so that shapes are static: only the crop's pixels are ever computed."""
     scale_key, *offset_keys = jax.random.split(key, 3)
     size = image.shape[0]
     scale = jnp.maximum(jax.random.choice(scale_key, jnp.array(self.scales)), self.crop_size / size)
     room = jnp.floor(scale * size + 1e-3) - self.crop_size
     offset = jnp.stack([jnp.floor(jax.random.uniform(k) * (room + 1)) for k in offset_keys])
-    crop = jax.image.scale_and_translate(
-      image, (self.crop_size, self.crop_size, 3), (0, 1), jnp.stack([scale, scale]), -offset, 'linear', antialias=True
-    )
-    centres = (jnp.arange(self.crop_size)[None] + 0.5 + offset[:, None]) / scale
-    rows, columns = jnp.clip(jnp.floor(centres).astype(jnp.int32), 0, size - 1)
-    return jnp.clip(crop, 0, 1), label[rows][:, columns]
+    return scaled_crop(image, label, scale, offset, self.crop_size)
 
 
 @dataclasses.dataclass(frozen=True)
