@@ -98,10 +98,11 @@ class GroupNorm(nn.Module):
     """[B, H, W, C] -> [B, H, W, C] in `dtype`."""
     batch, height, width, channels = x_BHWC.shape
     grouped = x_BHWC.astype(jnp.float32).reshape(batch, height, width, self.groups, channels // self.groups)
-    # Two passes: E[x^2] - E[x]^2 loses the variance of a group that hardly varies.
-    mean = grouped.mean((1, 2, 4), keepdims=True)
-    centred = grouped - mean
-    factor = jax.lax.rsqrt(jnp.square(centred).mean((1, 2, 4), keepdims=True) + self.epsilon)
+    # Over rows first: the sum of all values at once rounds badly where features hardly vary, and so would
+    # E[x^2] - E[x]^2.
+    mean_of = lambda values: values.mean(1, keepdims=True).mean((2, 4), keepdims=True)
+    centred = grouped - mean_of(grouped)
+    factor = jax.lax.rsqrt(mean_of(jnp.square(centred)) + self.epsilon)
     y = (centred * factor).reshape(x_BHWC.shape)
     if self.affine:
       scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)

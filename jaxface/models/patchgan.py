@@ -1,0 +1,78 @@
+"""The patch discriminator of Isola et al. 2017 with BatchNorm, as CompVis/taming-transformers has it for VQGAN."""
+
+# B batch | H,W pixels | h,w grid of scores | I input channels | O output channels
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxface import window_conv
+from jaxface.errors import UserError
+from jaxface.layers import BatchNorm, Dtype
+
+# No layer has more channels than the first times this.
+_WIDEST = 8
+
+
+class Conv4x4(nn.Module):
+  """4x4 convolution, zero padding 1; `kernel` [4, 4, I, features] initially N(0, 0.02^2), `bias` [features] zeros."""
+
+  features: int
+  stride: int
+  use_bias: bool = False
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWI: jax.Array) -> jax.Array:
+    """[B, H, W, I] -> [B, h, w, features] in `dtype`, h = (H - 2) // stride + 1."""
+    shape = (4, 4, x_BHWI.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.normal(0.02), shape, jnp.float32)
+    y = window_conv.convolve(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=1)
+    if not self.use_bias:
+      return y
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    return y + bias.astype(self.dtype)[None, None, None]
+
+
+class PatchGAN(nn.Module):
+  """How real each patch of a picture looks: logits, for the hinge loss above 1 real and below -1 made.
+
+  Training: `model.apply(variables, image, train=True, mutable=['batch_stats'])`, real and made pictures in passes of
+  their own, so that each is normalised by its own batch.
+
+  Attributes:
+    dim: channels after the first layer; every layer doubles them, up to eight times as many.
+    num_layers: layers that halve the picture; 3 are published, and see patches of 70 pixels.
+    dtype: of the convolutions' work; parameters, statistics and logits are float32.
+    axis_name: the `pmap` axis whose replicas share BatchNorm's statistics; None under `jit`.
+  """
+
+  dim: int = 64
+  num_layers: int = 3
+  dtype: Dtype = jnp.float32
+  axis_name: str | None = None
+
+  def __post_init__(self):
+    if self.dim < 1 or self.num_layers < 1:
+      raise UserError(f'dim={self.dim}, num_layers={self.num_layers}; a discriminator needs at least 1 of each')
+    super().__post_init__()
+
+  @property
+  def least_side(self) -> int:
+    """The smallest side of a picture, in pixels, that leaves a logit: 24 as published."""
+    return 3 * 2**self.num_layers
+
+  @nn.compact
+  def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:
+    """[B, H, W, 3] in [-1, 1] -> float32 [B, h, w, 1]; 256x256 pixels give 30x30 logits."""
+    if image.ndim != 4 or image.shape[-1] != 3 or min(image.shape[1:3]) < self.least_side:
+      raise UserError(
+        f'pictures of shape {image.shape} given to a discriminator for [B, H, W, 3], H and W at least {self.least_side}'
+      )
+    x = nn.leaky_relu(Conv4x4(self.dim, 2, True, self.dtype, name='conv0')(image), 0.2)
+    for i in range(1, self.num_layers + 1):
+      stride = 2 if i < self.num_layers else 1
+      x = Conv4x4(self.dim * min(2**i, _WIDEST), stride, dtype=self.dtype, name=f'conv{i}')(x)
+      x = BatchNorm(0.9, 1e-5, axis_name=self.axis_name, dtype=self.dtype, name=f'norm{i}')(x, train=train)
+      x = nn.leaky_relu(x, 0.2)
+    return Conv4x4(1, 1, True, self.dtype, name='score')(x).astype(jnp.float32)
