@@ -19,6 +19,16 @@ def to_float(image: jax.Array) -> jax.Array:
   return image.astype(jnp.float32) / (255 if image.dtype == jnp.uint8 else 1)
 
 
+def to_signed(image: jax.Array) -> jax.Array:
+  """uint8, or floats in [0, 1] -> float32 in [-1, 1]."""
+  return 2 * to_float(image) - 1
+
+
+def to_unit(image: jax.Array) -> jax.Array:
+  """[-1, 1] and beyond -> [0, 1]."""
+  return jnp.clip((image + 1) / 2, 0, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
   """What to vary. Everything is off by default, as in the face-mask VAE's recipe."""

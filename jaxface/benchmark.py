@@ -21,6 +21,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxface import input_pipeline, labels
+from jaxface.augment import to_signed
+from jaxface.benchmark_diffusion import denoise_row, draw_row, gradient_row
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.parallel import Engine, JitEngine, PmapEngine, check_batch_size, make_mesh
@@ -32,69 +34,20 @@ from jaxface.ssim import ssim
 from jaxface.state import TrainState, for_evaluation
 from jaxface.tasks import make_task
 from jaxface.tasks.task import Batch
+from jaxface.timing import cost, share_of_peak, time_in_turn, time_repeatedly
 from jaxface.workdir import environment, write_atomically
 
 Row = dict[str, Any]
-PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap', 'parse', 'transfer')
+PARTS = ('ssim', 'conv', 'loader', 'train', 'evaluate', 'resident', 'pmap', 'parse', 'transfer', 'denoise', 'draw')
 # Parts that only some tasks have.
-_SPECIAL = {'parse': ('parsing',), 'transfer': ('ipmnet', 'beautygan')}
-_TRANSFER_BATCHES = (1, 8)
-
-# Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
-PEAKS = {
-  'TPU v4': {'bfloat16': 275e12},
-  'TPU v5 lite': {'bfloat16': 197e12},
-  'TPU v5': {'bfloat16': 459e12},
-  'TPU v6 lite': {'bfloat16': 918e12},
-  'NVIDIA A100-SXM4-40GB': {'bfloat16': 312e12, 'float32': 156e12},  # float32 as TF32.
-  'NVIDIA A100-SXM4-80GB': {'bfloat16': 312e12, 'float32': 156e12},
-  'NVIDIA H100 80GB HBM3': {'bfloat16': 989e12, 'float32': 495e12},
-  'NVIDIA H200': {'bfloat16': 989e12, 'float32': 495e12},
+_DIFFUSIONS = ('scadm', 'sdm')
+_SPECIAL = {
+  'parse': ('parsing',),
+  'transfer': ('ipmnet', 'beautygan'),
+  'denoise': _DIFFUSIONS,
+  'draw': _DIFFUSIONS,
 }
-
-
-def time_repeatedly(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
-  """Seconds a call and number of calls; each call is queued behind the last, and the clock stops on the last result."""
-  jax.block_until_ready(call())
-  calls, result = 0, None
-  start = time.perf_counter()
-  while calls < 3 or time.perf_counter() - start < seconds:
-    result = call()
-    calls += 1
-    if calls % 8 == 0:  # An endless queue of work would not be stopped by the clock.
-      jax.block_until_ready(result)
-  jax.block_until_ready(result)
-  return (time.perf_counter() - start) / calls, calls
-
-
-def time_in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: float) -> tuple[float, float]:
-  """Median seconds of two calls made in turn, A B A B, so that both meet the same disturbances."""
-  times: tuple[list[float], list[float]] = ([], [])
-  for call in (first, second):
-    jax.block_until_ready(call())
-  start = time.perf_counter()
-  while len(times[0]) < 3 or time.perf_counter() - start < seconds:
-    for call, record in zip((first, second), times, strict=True):
-      began = time.perf_counter()
-      jax.block_until_ready(call())
-      record.append(time.perf_counter() - began)
-  return float(np.median(times[0])), float(np.median(times[1]))
-
-
-def _share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | None:
-  peak = PEAKS.get(jax.devices()[0].device_kind, {}).get(dtype)
-  return flops_per_second_and_device / peak if peak else None
-
-
-def _cost(compiled: Any, device_count: int) -> Row:
-  """FLOPs and memory of a compiled program; XLA counts one device's share."""
-  analysis = compiled.cost_analysis() or {}
-  memory = compiled.memory_analysis()
-  row: Row = {'model_tflop': analysis.get('flops', float('nan')) * device_count / 1e12}
-  if memory is not None:
-    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    row['memory_gib_per_device'] = (used - memory.alias_size_in_bytes) / 2**30
-  return row
+_USE_BATCHES = (1, 8)
 
 
 def _random_batch(config: ConfigDict, engine: Engine, rows: int) -> input_pipeline.NumpyBatch:
@@ -147,8 +100,8 @@ def _train_row(config: ConfigDict, mode: str, devices: Sequence[jax.Device], fee
 
   per_dispatch, calls = time_repeatedly(dispatch, seconds)
   rate = steps / per_dispatch
-  cost = _cost(compiled, engine.device_count)
-  per_device = cost['model_tflop'] * 1e12 / per_dispatch / engine.device_count
+  found = cost(compiled, engine.device_count)
+  per_device = found['model_tflop'] * 1e12 / per_dispatch / engine.device_count
   return {
     'timed': f'train step, {_ways(mode, engine.device_count)}, {config.model.dtype}, data: {feed}',
     'batch_size': config.batch_size,
@@ -156,9 +109,9 @@ def _train_row(config: ConfigDict, mode: str, devices: Sequence[jax.Device], fee
     'steps_per_second': rate,
     'images_per_second': rate * config.batch_size,
     'images_per_second_per_device': rate * config.batch_size / engine.device_count,
-    'model_tflop_per_step': cost['model_tflop'] / steps,
-    'share_of_peak': _share_of_peak(per_device, config.model.dtype),
-    'memory_gib_per_device': cost.get('memory_gib_per_device'),
+    'model_tflop_per_step': found['model_tflop'] / steps,
+    'share_of_peak': share_of_peak(per_device, config.model.dtype),
+    'memory_gib_per_device': found.get('memory_gib_per_device'),
     'compile_seconds': compile_seconds,
     'steps_timed': calls * steps,
   }
@@ -290,7 +243,7 @@ def _transfer_rows(config: ConfigDict, seconds: float) -> Iterator[Row]:
     reference = task.faces(batch['reference_image'], batch['reference_label'], made_up=True)
     return task.wear(state, task.faces(batch['image'], batch['label'], made_up=False), task.code(state, reference))
 
-  for rows in _TRANSFER_BATCHES:
+  for rows in _USE_BATCHES:
     batch = {name: jnp.asarray(value) for name, value in _random_batch(config, engine, rows).items()}
     target, reference = jax.jit(
       lambda batch: (
@@ -318,10 +271,29 @@ def _transfer_rows(config: ConfigDict, seconds: float) -> Iterator[Row]:
         'devices': 1,
         'images_per_second': rows / per_call,
         'milliseconds_per_image': per_call / rows * 1e3,
-        'model_tflop': _cost(compiled, 1)['model_tflop'],
+        'model_tflop': cost(compiled, 1)['model_tflop'],
         'compile_seconds': compile_seconds,
         'steps_timed': calls,
       }
+
+
+def _diffusion_rows(config: ConfigDict, parts: Sequence[str], seconds: float) -> Iterator[Row]:
+  """A diffusion in use, random weights, one device."""
+  engine = _engine(config, 'jit', jax.devices()[:1])
+  state = for_evaluation(engine.init())
+  # Two programs of a published network are minutes of a CPU.
+  for rows in _USE_BATCHES if jax.default_backend() != 'cpu' else _USE_BATCHES[:1]:
+    batch = _random_batch(config, engine, rows)
+    modes = jax.jit(lambda state, image, label: engine.task.modes(state, to_signed(image), label.astype(jnp.int32)))
+    given = next(iter(modes(state, batch['image'], batch['label']).values()))
+    found = []
+    if 'denoise' in parts:
+      found += [denoise_row(engine.task, state, given, rows, seconds)]
+      found += [gradient_row(engine.task, state, given, rows, seconds)]
+    if 'draw' in parts:
+      found += [draw_row(engine.task, state, given, rows, seconds, cached=cached) for cached in (True, False)]
+    for row in found:
+      yield {**row, 'timed': f'{config.task}, {config.model.dtype}: {row["timed"]}', 'batch_size': rows}
 
 
 def _with_dtype(config: ConfigDict, dtype: str) -> ConfigDict:
@@ -358,6 +330,8 @@ def _rows(config: ConfigDict, parts: Sequence[str], seconds: float) -> Iterator[
       yield from _parse_rows(variant, seconds)
     if 'transfer' in parts:
       yield from _transfer_rows(variant, seconds)
+    if 'denoise' in parts or 'draw' in parts:
+      yield from _diffusion_rows(variant, parts, seconds)
 
 
 def _say(row: Row) -> None:
@@ -371,6 +345,8 @@ def _say(row: Row) -> None:
 def benchmark(config: ConfigDict, *, only: Sequence[str] | None, out: Path | None, seconds: float) -> list[Row]:
   """Measures `only` these parts (default all), each row for about `seconds`; prints rows and writes JSON to `out`."""
   possible = [part for part in PARTS if config.task in _SPECIAL.get(part, (config.task,))]
+  if 'first_stage' in config and not config.first_stage.workdir:
+    config.first_stage.workdir = 'random'  # Speed does not ask what was learnt.
   parts = tuple(only or possible)
   for part in parts:
     if part not in PARTS:

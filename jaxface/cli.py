@@ -154,9 +154,9 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=run, takes_overrides=False)
     return sub
 
-  from jaxface import makeup, parse, prepare, score
+  from jaxface import makeup, parse, prepare, score, synthesize
 
-  for module in (prepare, parse, score, makeup):
+  for module in (prepare, parse, score, makeup, synthesize):
     module.register(commands)
 
   sub = command('train', _train, 'train a system, or go on with a run')

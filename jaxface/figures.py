@@ -48,8 +48,11 @@ def tile(rows: Sequence[Sequence[np.ndarray | None]], gap: int = _GAP) -> np.nda
   return sheet
 
 
-def titled_columns(columns: Mapping[str, np.ndarray], max_rows: int = 8) -> np.ndarray:
-  """A grid with one row an example and one titled column a name: {name: [N, H, W, 1 or 3]} -> uint8 [H', W', 3]."""
+def titled_columns(columns: Mapping[str, np.ndarray | Sequence[np.ndarray | None]], max_rows: int = 8) -> np.ndarray:
+  """A grid with one row an example and one titled column a name: {name: [N, H, W, 1 or 3]} -> uint8 [H', W', 3].
+
+  A column may be a list in which None leaves a place empty.
+  """
   count = min(max_rows, *(len(values) for values in columns.values()))
   sheet = tile([[values[i] for values in columns.values()] for i in range(count)])
   titles = np.full((_TITLE_HEIGHT, sheet.shape[1], 3), 255, np.uint8)

@@ -4,24 +4,23 @@ import argparse
 import collections
 import functools
 import itertools
-import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxface import labels, pictures
+from jaxface import labels, photos, pictures
 from jaxface.errors import UserError
+from jaxface.photos import Photos
 from jaxface.threads import chunks
 
 if TYPE_CHECKING:
   import jax
 
   from jaxface.face_region import Canvas, Face, Square
-  from jaxface.parsing import Parser
   from jaxface.runs import Run
   from jaxface.state import TrainState
   from jaxface.tasks.makeup import MakeupTask
@@ -34,43 +33,16 @@ PASTES = ('detail', 'network')
 _BATCH = 8
 
 
-class _Photo(NamedTuple):
-  path: Path
+class _Portrait(NamedTuple):
   image: np.ndarray
   label: np.ndarray
   face: 'Face'
 
 
-class _Source(NamedTuple):
-  """Photos not yet read, and where their label maps come from: a file for each, or the parser."""
+def _portraits(source: Photos) -> Iterator[_Portrait]:
+  from jaxface.face_region import find_face
 
-  paths: list[Path]
-  label_maps: Mapping[Path, Path]
-  order: str
-  parser: 'Parser | None'
-
-  def __iter__(self) -> Iterator[_Photo]:
-    from jaxface.face_region import find_face
-
-    for some in chunks(self.paths, self.parser.batch_size if self._parsed() else 1):
-      images = [pictures.read_picture(path) for path in some]
-      label_maps = self.parser(images) if self._parsed() else [self._label_map(some[0], images[0])]
-      for path, image, label in zip(some, images, label_maps, strict=True):
-        yield _Photo(path, image, label, find_face(label, path))
-
-  def _parsed(self) -> bool:
-    return not self.label_maps
-
-  def _label_map(self, path: Path, image: np.ndarray) -> np.ndarray:
-    from jaxface_data import base
-
-    label = base.checked_label(self.label_maps[path], self.order, image.shape[:2])
-    # Of thousands of label maps one says it.
-    if path == self.paths[0] and base.is_upright(label) is False:
-      logging.getLogger(__name__).warning(
-        '%s: hair or brows start below the nose; is --label-order %s right?', self.label_maps[path], self.order
-      )
-    return label
+  return (_Portrait(photo.image, photo.label, find_face(photo.label, photo.path)) for photo in source)
 
 
 def makeup(
@@ -116,12 +88,12 @@ def makeup(
   one_picture = out.suffix.lower() in pictures.SUFFIXES and not out.is_dir()
   if one_picture and out.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
     raise UserError(f'cannot write {out}: pictures are written as .png, .jpg, .jpeg')
-  found = {'target': _find(targets, out), 'reference': _find(references, out)}
+  found = {'target': photos.find(targets, out), 'reference': photos.find(references, out)}
   if not one_picture:
     for side, paths in found.items():
-      _check_names(paths, f'--{side}s that are written to a folder are named by their photos')
+      photos.check_names(paths, f'--{side}s that are written to a folder are named by their photos')
   given = {'target': target_labels, 'reference': reference_labels}
-  maps = {side: _label_maps(found[side], given[side], f'--{side}-labels') for side in found}
+  maps = {side: photos.find_label_maps(found[side], given[side], f'--{side}-labels') for side in found}
   without = [side for side in found if not maps[side]]
   if without and parser is None:
     options = ' and '.join(f'--{side}-labels DIR' for side in without)
@@ -133,7 +105,7 @@ def makeup(
     from jaxface.parsing import load_parser
 
     network = load_parser(parser)
-  sources = [_Source(found[side], maps[side], label_order, network) for side in found]
+  sources = [Photos(found[side], maps[side], label_order, network) for side in found]
   count = len(runs) * len(levels) * len(found['target']) * len(found['reference'])
   if not one_picture:
     written = _to_folder(runs, *sources, out, levels, paste)
@@ -163,43 +135,6 @@ def _check(workdirs: Sequence[Path], levels: Sequence[float], label_order: str, 
   if paste not in PASTES:
     raise UserError(f'unknown paste {paste!r}; choose from {", ".join(PASTES)}')
   labels.lookup_table(label_order)
-
-
-def _find(paths: Sequence[Path], out: Path) -> list[Path]:
-  """Pictures in the order in which they were named, folders in natural order; what lies in `out` was made by us."""
-  found = {}
-  for path in paths:
-    inside = [p for p in pictures.find_pictures(path) if not p.absolute().is_relative_to(out.absolute())]
-    if not inside:
-      raise UserError(f'{path}: no pictures in it but those in --out {out}')
-    found.update(dict.fromkeys(inside))
-  return list(found)
-
-
-def _check_names(paths: Sequence[Path], why: str) -> None:
-  by_name = collections.defaultdict(list)
-  for path in paths:
-    by_name[path.stem.casefold()].append(path)
-  for same in by_name.values():
-    if len(same) > 1:
-      raise UserError(f'{same[0]} and {same[1]} have one name; {why}: rename one of them')
-
-
-def _label_maps(paths: Sequence[Path], given: Path | None, option: str) -> dict[Path, Path]:
-  """A label map for each photo, by its name; empty where none are given."""
-  if given is None:
-    return {}
-  if given.is_file() and len(paths) == 1:
-    return {paths[0]: given}
-  _check_names(paths, 'label maps are found by the names of their photos')
-  maps = [path for path in pictures.find_pictures(given) if path.suffix.lower() == '.png']
-  _check_names(maps, 'label maps are found by their names')
-  by_name = {path.stem: path for path in maps}
-  missing = [path for path in paths if path.stem not in by_name]
-  if missing:
-    more = f' (and for {len(missing) - 1} more)' if len(missing) > 1 else ''
-    raise UserError(f'{missing[0]}: no label map {missing[0].stem}.png in {option} {given}{more}')
-  return {path: by_name[path.stem] for path in paths}
 
 
 def _run_names(workdirs: Sequence[Path]) -> dict[str, Path]:
@@ -234,7 +169,7 @@ def _code(task: 'MakeupTask', state: 'TrainState', image: 'jax.Array', label: 'j
 def _wear(
   task: 'MakeupTask', state: 'TrainState', image: 'jax.Array', label: 'jax.Array', code: 'jax.Array', level: 'jax.Array'
 ) -> 'jax.Array':
-  from jaxface.tasks.makeup import to_unit
+  from jaxface.augment import to_unit
 
   return to_unit(task.wear(state, task.faces(image, label, made_up=False), code, level))
 
@@ -248,7 +183,7 @@ class _View(NamedTuple):
   square: 'Square'
 
 
-def _view(photo: _Photo, task: 'MakeupTask') -> _View:
+def _view(photo: _Portrait, task: 'MakeupTask') -> _View:
   from jaxface.face_region import square_around
 
   size = task.image_size
@@ -265,7 +200,7 @@ def _middle(plane: np.ndarray, task: 'MakeupTask') -> np.ndarray:
   return plane[margin : margin + crop, margin : margin + crop]
 
 
-def _canvas(photo: _Photo, view: _View, task: 'MakeupTask', full_size: bool) -> 'Canvas':
+def _canvas(photo: _Portrait, view: _View, task: 'MakeupTask', full_size: bool) -> 'Canvas':
   from jaxface.face_region import Square, make_canvas
 
   size, crop = task.image_size, task.framing.crop_size
@@ -274,14 +209,14 @@ def _canvas(photo: _Photo, view: _View, task: 'MakeupTask', full_size: bool) -> 
   return make_canvas(_middle(view.image, task), _middle(view.repainted, task), Square(0, 0, crop))
 
 
-def _codes(run: 'Run', references: Iterable[_Photo]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _codes(run: 'Run', references: Photos) -> list[tuple[np.ndarray, np.ndarray]]:
   """Of every reference what the network sees, uint8 [C, C, 3], and what is to be known of it."""
   from jaxface.device_map import map_batches
 
   task, seen = run.engine.task, []
 
   def items() -> Iterator[tuple[np.ndarray, ...]]:
-    for photo in references:
+    for photo in _portraits(references):
       view = _view(photo, task)
       seen.append(_middle(view.image, task))
       yield view.image, view.label
@@ -293,7 +228,7 @@ def _codes(run: 'Run', references: Iterable[_Photo]) -> list[tuple[np.ndarray, n
 
 def _transfers(
   run: 'Run',
-  targets: Iterable[_Photo],
+  targets: Photos,
   codes: Sequence[np.ndarray],
   levels: Sequence[float],
   paste: str,
@@ -309,7 +244,7 @@ def _transfers(
   task, canvases = run.engine.task, collections.deque()
 
   def items() -> Iterator[tuple[np.ndarray, ...]]:
-    for photo in targets:
+    for photo in _portraits(targets):
       view = _view(photo, task)
       canvases.append(_canvas(photo, view, task, full_size))
       # At level 0 all codes are the same, and one for each target is enough.
@@ -328,7 +263,7 @@ def _transfers(
 
 
 def _to_folder(
-  runs: Mapping[str, 'Run'], targets: _Source, references: _Source, out: Path, levels: Sequence[float], paste: str
+  runs: Mapping[str, 'Run'], targets: Photos, references: Photos, out: Path, levels: Sequence[float], paste: str
 ) -> list[Path]:
   written = []
   for name, run in runs.items():
@@ -348,7 +283,7 @@ def _to_folder(
 
 
 def _figure(
-  runs: Mapping[str, 'Run'], targets: _Source, references: _Source, levels: Sequence[float], paste: str
+  runs: Mapping[str, 'Run'], targets: Photos, references: Photos, levels: Sequence[float], paste: str
 ) -> np.ndarray:
   """Faces at the network's size, the largest of several networks', uint8 [H, W, 3]."""
   from jaxface import figures

@@ -44,6 +44,8 @@ def makeup_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 _LONG = (
   'makeup_train_test.py',
+  'diffusion_train_test.py',
+  'diffusion_test.py',
   'train_test.py',
   'parallel_test.py',
   'processes_test.py',
@@ -53,6 +55,11 @@ _LONG = (
   'ipmnet_test.py',
   'beautygan_test.py',
   'bisenet_test.py',
+  'autoencoder_test.py',
+  'scadm_test.py',
+  'sdm_test.py',
+  'pipeline_test.py',
+  'synthesize_test.py',
   'prepare_test.py',
 )
 

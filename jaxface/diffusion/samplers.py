@@ -66,7 +66,7 @@ def ddim(schedule: Schedule, steps: int | None = None, *, eta: float = 0.0) -> P
   if steps is None or steps == total:
     timesteps = np.arange(total)
   elif 2 <= steps <= total // 2:
-    timesteps = 1 + np.arange(0, total, total // steps)
+    timesteps = 1 + np.arange(0, total - 1, total // steps)
   else:
     raise UserError(f'steps={steps}; ddim takes 2 to {total // 2} of {total} timesteps, or all')
   if not 0 <= eta <= 1:

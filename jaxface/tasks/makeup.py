@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxface.augment import Framing, to_float
+from jaxface.augment import Framing, to_float, to_unit
 from jaxface.errors import UserError
 from jaxface.histogram_matching import regions
 from jaxface.metrics import pixel
@@ -204,11 +204,6 @@ class _Seen(NamedTuple):
   result: jax.Array
   own: jax.Array
   truth: jax.Array | None
-
-
-def to_unit(image: jax.Array) -> jax.Array:
-  """[-1, 1] and beyond -> [0, 1]."""
-  return jnp.clip((image + 1) / 2, 0, 1)
 
 
 def _areas(label: jax.Array) -> dict[str, jax.Array]:

@@ -253,6 +253,14 @@ def test_times_reach_the_network_row_by_row_without_recompiling():
   assert len(traces) == 1
 
 
+def test_ddim_stays_within_the_schedule_whatever_the_steps():
+  schedule = scaled_linear()
+  for steps in range(2, 501):
+    timesteps = samplers.ddim(schedule, steps).timesteps
+    assert timesteps.max() < 1000
+    assert (np.diff(timesteps) < 0).all()
+
+
 def test_dpm_solver_asks_at_as_many_timesteps_as_told():
   for schedule in (linear(), scaled_linear()):
     for steps in (2, 10, 50, 200, 999, None):

@@ -1,0 +1,65 @@
+"""How long compiled programs take, what they compute and hold, and what a device could do at most."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+# Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
+PEAKS = {
+  'TPU v4': {'bfloat16': 275e12},
+  'TPU v5 lite': {'bfloat16': 197e12},
+  'TPU v5': {'bfloat16': 459e12},
+  'TPU v6 lite': {'bfloat16': 918e12},
+  'NVIDIA A100-SXM4-40GB': {'bfloat16': 312e12, 'float32': 156e12},  # float32 as TF32.
+  'NVIDIA A100-SXM4-80GB': {'bfloat16': 312e12, 'float32': 156e12},
+  'NVIDIA H100 80GB HBM3': {'bfloat16': 989e12, 'float32': 495e12},
+  'NVIDIA H200': {'bfloat16': 989e12, 'float32': 495e12},
+}
+
+
+def time_repeatedly(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
+  """Seconds a call and number of calls; each call is queued behind the last, and the clock stops on the last result."""
+  jax.block_until_ready(call())
+  calls, result = 0, None
+  start = time.perf_counter()
+  while calls < 3 or time.perf_counter() - start < seconds:
+    result = call()
+    calls += 1
+    if calls % 8 == 0:  # An endless queue of work would not be stopped by the clock.
+      jax.block_until_ready(result)
+  jax.block_until_ready(result)
+  return (time.perf_counter() - start) / calls, calls
+
+
+def time_in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: float) -> tuple[float, float]:
+  """Median seconds of two calls made in turn, A B A B, so that both meet the same disturbances."""
+  times: tuple[list[float], list[float]] = ([], [])
+  for call in (first, second):
+    jax.block_until_ready(call())
+  start = time.perf_counter()
+  while len(times[0]) < 3 or time.perf_counter() - start < seconds:
+    for call, record in zip((first, second), times, strict=True):
+      began = time.perf_counter()
+      jax.block_until_ready(call())
+      record.append(time.perf_counter() - began)
+  return float(np.median(times[0])), float(np.median(times[1]))
+
+
+def share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | None:
+  """Of the device that JAX computes on; None where its peak is not listed."""
+  peak = PEAKS.get(jax.devices()[0].device_kind, {}).get(dtype)
+  return flops_per_second_and_device / peak if peak else None
+
+
+def cost(compiled: Any, device_count: int) -> dict[str, float]:
+  """FLOPs and memory of a compiled program; XLA counts one device's share."""
+  analysis = compiled.cost_analysis() or {}
+  memory = compiled.memory_analysis()
+  row: dict[str, float] = {'model_tflop': analysis.get('flops', float('nan')) * device_count / 1e12}
+  if memory is not None:
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    row['memory_gib_per_device'] = (used - memory.alias_size_in_bytes) / 2**30
+  return row

@@ -1,0 +1,261 @@
+"""Training of the first stage: its losses are the public code's, it learns, and its figures are what they say."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from jaxface.convert import vqgan as convert
+from jaxface.errors import UserError
+from jaxface.models.vqgan import Quantised
+from jaxface.state import for_evaluation
+from jaxface.tasks.autoencoder import (
+  AutoencoderLoss,
+  LpipsLoss,
+  Painted,
+  hinge_loss,
+  make_autoencoder,
+  make_vqgan,
+)
+from tests.golden import load
+from tests.smoke import experiment
+
+
+def _nhwc(array):
+  return jnp.asarray(array.transpose(0, 2, 3, 1))
+
+
+def _paint(kernel, features):
+  return lax.conv_general_dilated(features, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _quantised(value):
+  return Quantised(None, None, codebook=value, commitment=jnp.zeros(()))
+
+
+@pytest.fixture(scope='module')
+def golden():
+  """The golden's pictures and last layer, its discriminator in evaluation mode, and the loss of all."""
+  about, state, arrays = load('vqgan/vq_losses')
+  module, variables = convert.discriminator.from_reference(state)
+  judge = functools.partial(module.apply, variables)
+  features, image = _nhwc(arrays['features']), _nhwc(arrays['x'])
+  kernel = jnp.asarray(arrays['last_layer'].transpose(2, 3, 1, 0))
+  loss = AutoencoderLoss(adversarial=about['config']['disc_weight'], start=about['config']['disc_start'])
+
+  def objective(features, kernel, codebook_loss, step):
+    painted = Painted(_paint, kernel, features)
+    value, made, terms = loss(painted, image, _quantised(codebook_loss), judge, loss.switch(step))
+    return value, (made, terms)
+
+  run = jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))
+  return about, arrays, judge, image, (features, kernel, jnp.asarray(arrays['codebook_loss'])), run
+
+
+def test_losses_match_the_golden(golden):
+  about, arrays, judge, image, inputs, run = golden
+  (loss, (made, terms)), _ = run(*inputs, about['config']['global_step'])
+  weight = float(about['config']['disc_weight'] * terms['adaptive'])
+  ours = {
+    'reconstruction': made.transpose(0, 3, 1, 2),
+    'generator_loss': loss,
+    'nll_loss': terms['l1'],
+    'd_weight': weight,
+    'g_loss': terms['adversarial'] / weight,
+    'discriminator_loss': hinge_loss(judge(image), judge(made)),
+  }
+  tolerance = about['tolerance']
+  for name, value in ours.items():
+    np.testing.assert_allclose(
+      value, arrays[name], rtol=tolerance['relative'], atol=tolerance['absolute'], err_msg=name
+    )
+
+
+def test_gradients_are_those_of_the_sum_with_the_adaptive_weight_constant(golden):
+  _, _, judge, image, inputs, run = golden
+  (_, (_, terms)), found = run(*inputs, 10)
+  weight = 0.75 * terms['adaptive']
+
+  @jax.jit
+  @functools.partial(jax.grad, argnums=(0, 1, 2))
+  def plainly(features, kernel, codebook_loss):
+    made = _paint(kernel, features)
+    return jnp.abs(made - image).mean() - weight * judge(made).mean() + codebook_loss
+
+  for ours, expected in zip(found, plainly(*inputs), strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())
+  assert weight > 0.01
+
+
+def test_before_its_start_the_discriminator_has_no_say(golden):
+  _, _, _, image, inputs, run = golden
+  late = AutoencoderLoss(start=11)
+  assert [float(late.switch(step)) for step in jnp.array([0, 10, 11, 12])] == [0, 0, 1, 1]
+  off = AutoencoderLoss()
+  features, kernel, codebook_loss = inputs
+  loss, _, terms = off(Painted(_paint, kernel, features), image, _quantised(codebook_loss), None, jnp.ones(()))
+  np.testing.assert_allclose(loss, terms['l1'] + codebook_loss, rtol=1e-6)
+  (before, _), _ = run(*inputs, -1)
+  np.testing.assert_allclose(before, loss, rtol=1e-5)
+
+
+class _StandIn(nn.Module):
+  """Takes pictures as LPIPS does, and gives a distance for each."""
+
+  def __call__(self, made, true):
+    return jnp.square(made - true).mean((1, 2, 3)) + made.min((1, 2, 3))
+
+
+def test_perceptual_term_is_the_mean_over_pictures_in_unit_range():
+  made, true = jax.random.uniform(jax.random.key(0), (2, 2, 4, 4, 3), minval=-1)
+  loss = LpipsLoss(_StandIn())
+  expected = jnp.square(made - true).mean() / 4 + (made.min((1, 2, 3)).mean() + 1) / 2
+  np.testing.assert_allclose(loss({}, made, true), expected, rtol=1e-5)
+  np.testing.assert_array_equal(jax.grad(loss, argnums=2)({}, made, true), jnp.zeros_like(true))
+  task = AutoencoderLoss(perceptual=loss, perceptual_weight=3.0, adversarial=0.0)
+  _, _, terms = task(Painted(lambda kernel, features: features, None, made), true, _quantised(0.0), None, 1.0, {})
+  np.testing.assert_allclose(terms['perceptual'], 3 * expected, rtol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def trained():
+  """A small task with discriminator and average, a batch of smooth pictures, and 60 steps on it."""
+  config = experiment('vqgan', 'published')
+  config.ema_decay = 0.9
+  config.optimizer.learning_rate = 3e-3
+  config.loss.adversarial_start = 55
+  task = make_autoencoder(config)
+  waves = np.random.default_rng(0).uniform(0.1, 0.5, (8, 3, 2))
+  grid = np.arange(16)
+  phase = waves[..., 0, None, None] * grid[:, None] + waves[..., 1, None, None] * grid
+  image = np.uint8(127 + 100 * np.sin(phase)).transpose(0, 2, 3, 1)
+  batch = {'image': image, 'row': np.arange(8, dtype=np.int32)}
+  step = jax.jit(task.train_step)
+  states = [jax.jit(task.init)(jax.random.key(0))]
+  losses = []
+  for _ in range(60):
+    state, metrics = step(states[-1], batch, jax.random.key(1))
+    states.append(state)
+    losses.append(metrics)
+  return config, task, batch, states, losses
+
+
+@pytest.fixture(scope='module')
+def seen(trained):
+  """What evaluation says and shows of the first state, the last, and the last without its average."""
+  _, task, batch, states, _ = trained
+
+  @jax.jit
+  def look(state):
+    key = jax.random.key(0)
+    return task.eval_step(state, batch, key), task.render(state, batch, key), task.compared(state, batch)._asdict()
+
+  last = states[-1]
+  return [look(for_evaluation(state)) for state in (states[0], last, last.replace(ema=None))]
+
+
+def _summary(task, measured):
+  return task.summary(jax.tree.map(lambda rows: np.asarray(rows, np.float64).mean(0), measured))
+
+
+def test_it_learns_a_batch(trained, seen):
+  _, task, _, _, losses = trained
+  terms = {'loss', 'l1', 'vq', 'adaptive', 'adversarial', 'discriminator', 'grad_norm'}
+  assert losses[0].keys() == terms
+  assert losses[-1]['l1'] < 0.55 * losses[0]['l1']
+  before, after = _summary(task, seen[0][0]), _summary(task, seen[2][0])
+  assert after['reconstruction/l1'] < 0.55 * before['reconstruction/l1']
+  assert after['reconstruction/psnr'] > before['reconstruction/psnr'] + 4
+  assert after['reconstruction/ssim'] > before['reconstruction/ssim']
+
+
+def test_the_discriminator_learns_from_its_start(trained):
+  _, _, _, states, losses = trained
+  judges = [states[i].params['discriminator'] for i in (0, 55, 60)]
+  moved = [optax.tree.norm(jax.tree.map(jnp.subtract, a, b)) for a, b in itertools.pairwise(judges)]
+  assert moved[0] == 0
+  assert moved[1] > 0.01
+  assert [float(metrics['adversarial']) != 0 for metrics in losses] == [False] * 55 + [True] * 5
+
+
+def test_evaluation_uses_the_average_of_the_autoencoder(trained, seen):
+  state = trained[3][-1]
+  assert state.ema.keys() == {'generator'}
+  averaged, now = (columns['reconstruction'] for _, columns, _ in seen[1:])
+  assert 0 < np.abs(averaged - now).mean() < 0.2
+
+
+def test_devices_agree_on_the_adaptive_weight_and_the_statistics(trained):
+  config, _, batch, states, losses = trained
+  state = states[56]
+  by_axis = make_autoencoder(config, 'devices')
+  devices = jax.devices()[:2]
+  rows = jax.tree.map(lambda t: t.reshape(2, -1, *t.shape[1:]), batch)
+  step = jax.pmap(by_axis.train_step, 'devices', in_axes=(None, 0, None), devices=devices)
+  after, metrics = step(state, rows, jax.random.key(1))
+  for name in ('adaptive', 'grad_norm'):
+    np.testing.assert_allclose(metrics[name], np.full(2, losses[56][name]), rtol=2e-3, err_msg=name)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-5), after.model_state, states[57].model_state)
+
+
+def test_use_of_the_codebook_is_exact():
+  config = experiment('vqgan', 'published')
+  task = make_autoencoder(config)
+  codes = np.zeros(32)
+  codes[[3, 5, 7, 9]] = 0.25
+  summary = task.summary({'reconstruction/l1': np.float64(0.5), 'codes': codes})
+  assert summary == {'reconstruction/l1': 0.5, 'codebook/perplexity': pytest.approx(4), 'codebook/used': 4 / 32}
+
+
+def test_what_is_drawn_and_compared(trained, seen):
+  task = trained[1]
+  measured, columns, compared = seen[1]
+  assert columns.keys() == set(task.columns)
+  for picture in columns.values():
+    assert picture.shape == (8, 16, 16, 3)
+    assert picture.min() >= 0
+    assert picture.max() <= 1
+  np.testing.assert_array_equal(columns['codes'][:, ::2, ::2], columns['codes'][:, 1::2, 1::2])
+  np.testing.assert_array_equal(compared['pairs']['reconstruction'][1], columns['reconstruction'])
+  np.testing.assert_array_equal(compared['real'], columns['input'])
+  np.testing.assert_allclose(measured['codes'].sum(1), 1, rtol=1e-6)
+  colours = len(np.unique(np.round(columns['codes'], 4).reshape(-1, 3), axis=0))
+  assert _summary(task, measured)['codebook/used'] * 32 == colours > 4
+
+
+def test_a_runs_configuration_rebuilds_its_network(trained):
+  config, task, _, _, _ = trained
+  assert make_vqgan(config.model) == task.model
+
+
+def test_without_training_nothing_is_loaded_and_the_state_is_the_same():
+  config = experiment('vqgan', 'legacy')
+  config.loss.perceptual = 'lpips-vgg'
+  task = make_autoencoder(config, training=False)
+  assert task.frozen is None
+  assert task.loss.placement == 'legacy'
+  config.loss.perceptual = 'random'
+  other = make_autoencoder(config)
+  assert other.frozen is not None
+  assert jax.eval_shape(task.init, jax.random.key(0)) == jax.eval_shape(other.init, jax.random.key(0))
+
+
+def test_wrong_configurations_say_what_there_is():
+  for key, value, told in (
+    ('model.image_size', 17, 'model.image_size=17 must be a multiple of 2, .*the nearest is 16'),
+    ('model.width', 40, 'width=40; it must be a multiple of 32'),
+    ('model.discriminator_layers', 3, 'image_size=16 is too small for model.discriminator_layers=3.*needs 24'),
+    ('loss.perceptual', 'vgg', 'unknown loss.perceptual .*choose from lpips-vgg, random, none'),
+    ('loss.placement', 'paper', "unknown loss.placement 'paper'; choose from true, legacy"),
+    ('loss.beta', -1.0, 'loss.beta=-1.0; it must not be negative'),
+  ):
+    config = experiment('vqgan', 'published')
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=told):
+      make_autoencoder(config)
