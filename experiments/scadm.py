@@ -8,7 +8,7 @@ The first stage is a run of experiments/vqgan.py, or made by `jaxface convert vq
   public     neither of these two, as the public code has it
 After a comma, flags:
   demo   64 pixels, latents of 16, a network of 64 channels: an hour on a laptop
-  smoke  32 pixels, a first stage never trained, ten steps: seconds, for tests
+  smoke  16 pixels, a first stage never trained, ten steps: seconds, for tests
 """
 
 import ml_collections
@@ -44,7 +44,7 @@ def get_config(arg: str = 'published') -> ml_collections.ConfigDict:
   config.data.eval_split = 'validation'
   config.data.resize = 'area'  # Published: bicubic, antialiased.
   config.data.workers = -1  # Decoding processes; -1 chooses by the machine.
-  config.data.resident = False  # Keep the whole split on the devices.
+  config.data.resident = False  # Keep the whole split on the devices, and its latents; else a step encodes its rows.
 
   config.first_stage = ml_collections.ConfigDict()
   config.first_stage.workdir = ''  # Of a trained autoencoder; 'random': never trained, to measure speed.
@@ -148,15 +148,15 @@ def get_config(arg: str = 'published') -> ml_collections.ConfigDict:
     config.first_stage.random.multipliers = (1, 1)
     config.first_stage.random.num_blocks = 1
     config.first_stage.random.codebook_size = 16
-    config.model.image_size = 32
+    config.model.image_size = 16
     config.model.channels = 32
-    config.model.multipliers = (1, 1)
+    config.model.multipliers = (1,)
     config.model.num_blocks = 1
-    config.model.attention_factors = (2,)
+    config.model.attention_factors = ()  # The middle has it in any case.
     config.model.spade_hidden = 8
     config.model.style_width = 2
     config.model.style_dim = 4
-    config.model.style_downsamples = 3
+    config.model.style_downsamples = 2
     config.batch_size = 8
     config.total_steps = 10
     config.sampling.steps = 2

@@ -133,6 +133,7 @@ def _convert(args: argparse.Namespace) -> None:
     image_size=args.image_size,
     key=args.key,
     more=args.files[1:],
+    make_first_stage=lambda variant: load_config(f'{command.default_experiment("vqgan")}:{variant}', []),
   )
 
 
@@ -241,7 +242,7 @@ def make_parser() -> argparse.ArgumentParser:
   sub = command('convert', _convert, 'turn public weights into what the other commands use')
   sub.add_argument(
     'system',
-    help='vae, bisenet, resnet18, ipmnet, beautygan; for losses: resnet50_face, vgg19; '
+    help='vae, bisenet, resnet18, ipmnet, beautygan, vqgan, scadm, sdm; for losses: resnet50_face, vgg19, lpips-vgg; '
     'for metrics: lpips-alex, lpips-vgg, lpips-squeeze, inception, resnet50_face',
   )
   sub.add_argument(

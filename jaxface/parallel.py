@@ -5,9 +5,9 @@ at hand, makes the state where it will live, and moves batches there. Both engin
 else in the project asks which one runs; both save and restore the same checkpoint.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -145,6 +145,19 @@ def _run_steps(
   return jax.lax.scan(one, state, batches)
 
 
+# Records of a resident dataset that `derive` works on at once.
+_DERIVED_AT_ONCE = 64
+
+
+def _derived(task: Task, frozen: PyTree, dataset: Batch) -> Batch:
+  """What a task computes of every record of a resident dataset once, where it does such."""
+  derive = getattr(task, 'derive', None)
+  if derive is None:
+    return {}
+  one = lambda record: {k: v[0] for k, v in derive(frozen, {k: v[None] for k, v in record.items()}).items()}
+  return jax.lax.map(one, dict(dataset), batch_size=_DERIVED_AT_ONCE)
+
+
 def _weighted_sums(metrics: Mapping[str, jax.Array], weight_B: jax.Array) -> dict[str, jax.Array]:
   """Sums per-example metrics [B, ...] over the rows of weight 1; rows of weight 0 only fill up a batch."""
 
@@ -176,7 +189,7 @@ class JitEngine:
     """Devices that a batch is cut over."""
     return self.mesh.size
 
-  @cached_property
+  @functools.cached_property
   def abstract_state(self) -> TrainState:
     """Shapes, dtypes and shardings of the state."""
     shapes = _shapes(self.task, self.seed)
@@ -209,11 +222,11 @@ class JitEngine:
 
   def put_dataset(self, dataset: Batch) -> None:
     """Keeps a whole dataset, numpy [N, ...], on every device; batches are then row numbers (`index`) into it."""
-    self.dataset = {
-      name: jax.make_array_from_process_local_data(self.whole, values) for name, values in dataset.items()
-    }
+    dataset = {name: jax.make_array_from_process_local_data(self.whole, values) for name, values in dataset.items()}
+    derived = jax.jit(functools.partial(_derived, self.task), out_shardings=self.whole)
+    self.dataset = dataset | derived(self._put_frozen(), dataset)
 
-  @cached_property
+  @functools.cached_property
   def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, batches [K, B, ...], dataset or None) -> (state, metrics [K])`; the given state's memory is reused."""
     return jax.jit(
@@ -223,7 +236,7 @@ class JitEngine:
       donate_argnums=0,
     )
 
-  @cached_property
+  @functools.cached_property
   def eval_step(self) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """`(for_evaluation(state), batch) -> sums over the global batch`; 'count' is the number of rows summed."""
 
@@ -236,7 +249,7 @@ class JitEngine:
     """What `eval_step` returns for such a batch, without computing it; the step is traced once for both."""
     return jax.eval_shape(self.eval_step, for_evaluation(self.abstract_state), self.put(batch))
 
-  @cached_property
+  @functools.cached_property
   def _render(self) -> Callable[..., dict[str, jax.Array]]:
     return jax.jit(
       self.task.render, in_shardings=(self._eval_sharding, self.rows, self.whole), out_shardings=self.whole
@@ -260,7 +273,10 @@ class JitEngine:
 
   def from_saved(self, saved: TrainState) -> TrainState:
     """The state as the steps take it."""
-    return saved.replace(frozen=jax.device_put(self.task.frozen, self._state_sharding.frozen))
+    return saved.replace(frozen=self._put_frozen())
+
+  def _put_frozen(self) -> PyTree:
+    return jax.device_put(self.task.frozen, self._state_sharding.frozen)
 
   @property
   def abstract_saved(self) -> TrainState:
@@ -286,13 +302,13 @@ class PmapEngine:
     """Devices that a batch is cut over."""
     return self.mesh.size
 
-  @cached_property
+  @functools.cached_property
   def abstract_saved(self) -> TrainState:
     """What to restore a checkpoint into: one copy on every device of a mesh."""
     shapes = jax.eval_shape(self.task.init, jax.random.key(self.seed))
     return _abstract(shapes, jax.tree.map(lambda _: NamedSharding(self.mesh, P()), shapes))
 
-  @cached_property
+  @functools.cached_property
   def abstract_state(self) -> TrainState:
     """Shapes and dtypes of the replicated state."""
     replicated = lambda leaf: jax.ShapeDtypeStruct((self._local, *leaf.shape), leaf.dtype)
@@ -317,9 +333,11 @@ class PmapEngine:
 
   def put_dataset(self, dataset: Batch) -> None:
     """Keeps a whole dataset, numpy [N, ...], on every device; batches are then row numbers (`index`) into it."""
-    self.dataset = self._replicate(dict(dataset))
+    dataset = dict(dataset)
+    derived = jax.jit(functools.partial(_derived, self.task))
+    self.dataset = self._replicate(dataset | derived(self.task.frozen, dataset))
 
-  @cached_property
+  @functools.cached_property
   def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, batches, dataset or None) -> (state, metrics [devices, K])`; the given state's memory is reused."""
 
@@ -329,7 +347,7 @@ class PmapEngine:
 
     return jax.pmap(step, axis_name=PMAP_AXIS, donate_argnums=0)
 
-  @cached_property
+  @functools.cached_property
   def eval_step(self) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """`(for_evaluation(state), batch) -> sums over the global batch`; 'count' is the number of rows summed."""
 
@@ -344,7 +362,7 @@ class PmapEngine:
     found = jax.eval_shape(self.eval_step, for_evaluation(self.abstract_state), self.put(batch))
     return {name: jax.ShapeDtypeStruct(shape.shape[1:], shape.dtype) for name, shape in found.items()}
 
-  @cached_property
+  @functools.cached_property
   def _render(self) -> Callable[..., dict[str, jax.Array]]:
     return jax.pmap(self.task.render, axis_name=PMAP_AXIS, in_axes=(0, 0, None))
 

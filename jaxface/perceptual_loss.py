@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxface import weights
@@ -13,6 +12,7 @@ from jaxface.errors import UserError
 from jaxface.models.resnet50_face import SMALLEST, FaceResNet50, random_variables
 from jaxface.models.vgg import VGG19, Vgg
 from jaxface.state import PyTree
+from jaxface.untrained import untrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +62,9 @@ def vgg_features(name: str) -> tuple[PerceptualLoss | None, PyTree]:
     return None, None
   if name == 'random':
     module = Vgg(('relu3_1',), VGG19, widths=(8, 16, 32, 64, 64))
-    return PerceptualLoss(module, jnp.square), _he_normal(module)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    return PerceptualLoss(module, jnp.square), untrained(shapes)
   if name != 'vgg19':
     raise UserError(f'unknown loss.perceptual {name!r}; choose from vgg19, random, none')
   network = weights.load('vgg19')
   return PerceptualLoss(network.module, jnp.square), network.variables
-
-
-def _he_normal(module: Vgg) -> PyTree:
-  """Variables of a network whose activations are about as large as its input, the same at every call."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
-  random = np.random.default_rng(0)
-  params = {}
-  for layer, shape in shapes.items():
-    kernel = random.standard_normal(shape['kernel'].shape, np.float32)
-    scale = np.float32(np.sqrt(2 / np.prod(kernel.shape[:3])))
-    params[layer] = {'kernel': scale * kernel, 'bias': np.zeros(kernel.shape[3], np.float32)}
-  return {'params': params}

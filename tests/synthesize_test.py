@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from jaxface import device_map, face_drawing, labels, parsing, pictures
 from jaxface.cli import main
@@ -50,6 +51,12 @@ class Painter(ScaDmTask):
     return {'first stage': (image + 1) / 4}
 
 
+def _config(name: str) -> ConfigDict:
+  config = experiment(name, 'published')
+  config.model.image_size = _SIZE
+  return config
+
+
 def _run(name: str, task) -> Run:
   """A network that was never trained."""
   shapes = jax.eval_shape(task.init, jax.random.key(0))
@@ -63,17 +70,17 @@ def _run(name: str, task) -> Run:
 
   params = jax.tree_util.tree_map_with_path(draw, shapes.params)
   state = TrainState(np.zeros((), np.int32), params, None, None, frozen=task.frozen)
-  return Run(name, experiment(name, 'published'), SimpleNamespace(task=task), state, 0)
+  return Run(name, _config(name), SimpleNamespace(task=task), state, 0)
 
 
 @pytest.fixture(scope='module')
 def scadm() -> Run:
-  return _run('scadm', make_task(experiment('scadm', 'published'), training=False))
+  return _run('scadm', make_task(_config('scadm'), training=False))
 
 
 @pytest.fixture(scope='module')
 def sdm() -> Run:
-  return _run('sdm', make_task(experiment('sdm', 'published'), training=False))
+  return _run('sdm', make_task(_config('sdm'), training=False))
 
 
 @pytest.fixture(autouse=True)

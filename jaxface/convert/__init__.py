@@ -10,7 +10,22 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from jaxface.convert import beautygan, bisenet, inception, ipmnet, lpips, resnet18, resnet50_face, vae, vgg19
+from jaxface.convert import (
+  beautygan,
+  bisenet,
+  inception,
+  ipmnet,
+  lpips,
+  resnet18,
+  resnet50_face,
+  scadm,
+  scadm_unet,
+  sdm_unet,
+  style_encoder,
+  vae,
+  vgg19,
+  vqgan,
+)
 from jaxface.errors import UserError
 
 SYSTEMS = {
@@ -25,6 +40,12 @@ SYSTEMS = {
   'ipmnet_discriminator': ipmnet.discriminator,
   'vgg19': vgg19,
   'resnet50_face': resnet50_face,
+  'vqgan': vqgan,
+  'vqgan_discriminator': vqgan.discriminator,
+  'scadm': scadm,
+  'scadm_unet': scadm_unet,
+  'scadm_style_encoder': style_encoder,
+  'sdm_unet': sdm_unet,
 }
 
 
@@ -34,8 +55,12 @@ def _system(name: str):
   return SYSTEMS[name]
 
 
-def from_reference(system: str, state: Mapping[str, np.ndarray], **options: Any) -> tuple[nn.Module, dict]:
+def from_reference(
+  system: str, state: Mapping[str, np.ndarray], **options: Any
+) -> tuple[nn.Module | scadm.SCADM, dict]:
   """Module and variables (numpy, float32) that compute what the public checkpoint computes.
+
+  'scadm', a checkpoint of several networks, gives a `scadm.SCADM` of modules.
 
   Args:
     system: a key of `SYSTEMS`.

@@ -6,7 +6,6 @@ He et al. 2016 in Caffe's layout, where a stride sits on a block's first 1x1 con
 
 # B batch | H,W pixels | h,w pixels of the last layer | I input channels | C channels
 
-import math
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from jax import lax
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
 from jaxface.models.resnet import convolve, he_fan_out
+from jaxface.untrained import by_fan_out, untrained
 
 # Channel means of blue, green and red in 0..255. IPM-Net's code takes ImageNet's, whatever weights it has.
 MEANS = {'imagenet': (103.939, 116.779, 123.680), 'vggface2': (91.4953, 103.8827, 131.0912)}
@@ -142,15 +142,8 @@ def _pool_by_maxima(x: jax.Array) -> jax.Array:
 def random_variables(seed: int, module: FaceResNet50 | None = None) -> dict[str, Any]:
   """Variables (numpy, float32) of the untrained network, against which the public IPM-Net code trains in effect.
 
-  Kernels are He's normal by fan-out, biases 0. Drawn by numpy: to compile `init` takes half a minute.
+  Kernels are He's normal by fan-out, biases 0.
   """
   picture = jax.ShapeDtypeStruct((1, SMALLEST, SMALLEST, 3), np.float32)
-  shapes = jax.eval_shape((module or FaceResNet50()).init, jax.random.key(0), picture)['params']
-  random = np.random.default_rng(seed)
-  params = {}
-  for name, shape in shapes.items():
-    height, width, _, outputs = shape['kernel'].shape
-    deviation = np.float32(math.sqrt(2 / (height * width * outputs)))
-    kernel = deviation * random.standard_normal(shape['kernel'].shape, np.float32)
-    params[name] = {'kernel': kernel, 'bias': np.zeros(outputs, np.float32)}
-  return {'params': params}
+  shapes = jax.eval_shape((module or FaceResNet50()).init, jax.random.key(0), picture)
+  return untrained(shapes, by_fan_out, seed)

@@ -21,8 +21,8 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, vgg_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import LossFn, update_network
-from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, apart, make_framing, together
-from jaxface.tasks.task import Batch, Metrics, compute_dtype
+from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, make_framing
+from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, together
 
 
 @dataclasses.dataclass(frozen=True)

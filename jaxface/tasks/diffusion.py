@@ -25,7 +25,7 @@ from jaxface.diffusion.schedule import Schedule
 from jaxface.errors import UserError
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import update
-from jaxface.tasks.task import Batch, Compared, Metrics, row_keys
+from jaxface.tasks.task import Batch, Compared, Metrics, apart, row_keys, together
 
 # The class of a pixel that shows nothing in particular: what the unconditional branch of guidance is given everywhere.
 NOTHING = labels.NUM_CLASSES
@@ -242,6 +242,11 @@ class DiffusionTask(abc.ABC):
     )
     return to_unit(self.decode(state, x0))
 
+  def _draw_all(self, state: TrainState, modes: Mapping[str, Any], keys: jax.Array) -> dict[str, jax.Array]:
+    """Pictures after each of several conditionings, with the same noise, in one batch."""
+    pictures = self.draw(state, _all_rows(modes), together(*[keys] * len(modes)))
+    return dict(zip(modes, apart(pictures, len(modes)), strict=True))
+
   @property
   def protocol(self) -> dict[str, str]:
     """What the names of the metrics leave open."""
@@ -259,18 +264,19 @@ class DiffusionTask(abc.ABC):
     image = to_signed(batch['image'])
     label = batch['label'].astype(jnp.int32)
     x0, keys = self.encode(state, image), content_keys(label)
-    found = {}
-    for mode, given in self.modes(state, image, label).items():
+    modes = self.modes(state, image, label)
+    given = _all_rows(modes)
 
-      def at_level(total: jax.Array, level: jax.Array, given: Any = given) -> tuple[jax.Array, None]:
-        rows = jax.vmap(self._drawn)(_fold(keys, level))
-        rows |= {'x0': x0, 't': (rows['t'] + level * len(self.schedule)) // _LEVELS}
-        output = self.apply(state.params, self.noisy(rows), rows['t'], given)
-        return total + self._evaluated(output, rows), None
+    def at_level(total: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
+      rows = jax.vmap(self._drawn)(_fold(keys, level))
+      rows |= {'x0': x0, 't': (rows['t'] + level * len(self.schedule)) // _LEVELS}
+      rows = {name: together(*[values] * len(modes)) for name, values in rows.items()}
+      output = self.apply(state.params, self.noisy(rows), rows['t'], given)
+      return total + self._evaluated(output, rows), None
 
-      total, _ = jax.lax.scan(at_level, jnp.zeros(len(label)), jnp.arange(_LEVELS))
-      found[f'{mode}/loss'] = total / _LEVELS
-    return found
+    total, _ = jax.lax.scan(at_level, jnp.zeros(len(modes) * len(label)), jnp.arange(_LEVELS))
+    of_modes = zip(modes, apart(total / _LEVELS, len(modes)), strict=True)
+    return {f'{mode}/loss': losses for mode, losses in of_modes}
 
   def _evaluated(self, output: jax.Array, rows: Mapping[str, jax.Array]) -> jax.Array:
     predicted = self.learned(output)
@@ -287,8 +293,7 @@ class DiffusionTask(abc.ABC):
     """Pictures drawn in every mode: against the true ones where the style is theirs, and against the label maps."""
     image, label = to_signed(batch['image']), batch['label'].astype(jnp.int32)
     modes, keys = self.modes(state, image, label), content_keys(label)
-    made = {mode: self.draw(state, given, keys) for mode, given in modes.items()}
-    again = {mode: self.draw(state, given, _fold(keys, 1)) for mode, given in modes.items()}
+    made, again = self._draw_all(state, modes, keys), self._draw_all(state, modes, _fold(keys, 1))
     true = (image + 1) / 2
     return Compared(
       pairs={mode: (true, picture) for mode, picture in {**made, **self.coded(state, image)}.items()},
@@ -307,13 +312,17 @@ class DiffusionTask(abc.ABC):
     """Columns to look at: what is given, and what is drawn after it in every mode."""
     del key
     image, label = to_signed(batch['image']), batch['label'].astype(jnp.int32)
-    keys = content_keys(label)
-    drawn = {mode: self.draw(state, given, keys) for mode, given in self.shown(state, image, label).items()}
+    drawn = self._draw_all(state, self.shown(state, image, label), content_keys(label))
     return {'input': (image + 1) / 2, 'label map': coloured(label), **self.coded(state, image), **drawn}
 
   def shown(self, state: TrainState, image: jax.Array, label: jax.Array) -> dict[str, Any]:
     """As `modes`, what `render` draws after."""
     return self.modes(state, image, label)
+
+
+def _all_rows(modes: Mapping[str, Any]) -> Any:
+  """The conditionings of all modes as one, rows as `together` has them."""
+  return jax.tree.map(together, *modes.values())
 
 
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:

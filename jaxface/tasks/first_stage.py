@@ -12,6 +12,7 @@ from jaxface.errors import UserError
 from jaxface.models.vqgan import VQGAN
 from jaxface.state import PyTree
 from jaxface.tasks.autoencoder import make_vqgan
+from jaxface.untrained import untrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,9 @@ def load_first_stage(config: ConfigDict, image_size: int, dtype: jnp.dtype) -> t
     )
   if config.workdir == 'random':
     model = VQGAN(**config.random, dtype=dtype)
-    params = _random(model)
+    side = 16 * model.factor
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    params = untrained(shapes['params'])
   else:
     model, params = _trained(Path(config.workdir), config.checkpoint, dtype)
   if image_size % model.factor:
@@ -75,16 +78,3 @@ def _trained(workdir: Path, checkpoint: str, dtype: jnp.dtype) -> tuple[VQGAN, P
   run = load_run(workdir, checkpoint)
   params = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), run.state.params['generator'])
   return make_vqgan(run.config.model).clone(dtype=dtype), params
-
-
-def _random(model: VQGAN) -> PyTree:
-  side = 16 * model.factor
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))['params']
-  random = np.random.default_rng(0)
-
-  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    if len(leaf.shape) < 2:
-      return np.full(leaf.shape, path[-1].key == 'scale', np.float32)
-    return random.standard_normal(leaf.shape, np.float32) / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)

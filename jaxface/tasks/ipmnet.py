@@ -22,8 +22,8 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, face_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import update_network
-from jaxface.tasks.makeup import Faces, MakeupTask, apart, make_framing, together
-from jaxface.tasks.task import Batch, Metrics, compute_dtype, row_keys
+from jaxface.tasks.makeup import Faces, MakeupTask, make_framing
+from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, row_keys, together
 from jaxface.texture import RECIPES, TextureRecipe, content_input, keep_mask, texture
 
 

@@ -185,17 +185,6 @@ class MakeupTask(abc.ABC):
     return _Seen(target, reference, to_unit(self.wear(state, target, code)), to_unit(own), truth)
 
 
-def together(*parts: jax.Array) -> jax.Array:
-  """Batches [B, ...] as one [n B, ...], row by row, so that rows stay on the device they are on."""
-  stacked = jnp.stack(parts, axis=1)
-  return stacked.reshape(-1, *stacked.shape[2:])
-
-
-def apart(x: jax.Array, parts: int) -> tuple[jax.Array, ...]:
-  """Undoes `together`."""
-  return tuple(jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0))
-
-
 class _Seen(NamedTuple):
   """A batch in evaluation; `result`, `own` (at level 0) and `truth` in [0, 1]."""
 

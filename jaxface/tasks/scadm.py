@@ -89,12 +89,16 @@ class ScaDmTask(DiffusionTask):
       state = state.replace(ema={**state.ema, 'style': state.params['style']})
     return state, metrics
 
+  def derive(self, frozen: PyTree, records: Batch) -> dict[str, jax.Array]:
+    """Latents of a dataset's pictures, 'latent' [N, s, s, C], so that no step encodes them again."""
+    return {'latent': self.first_stage.encode(frozen['first_stage'], to_signed(records['image']))}
+
   def rows(self, state: TrainState, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
     """Latents, label maps, and the pictures that styles are taken from, of which some are empty."""
     image = to_signed(batch['image'])
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.discard_rate))(keys)
     return {
-      'x0': self.encode(state, image),
+      'x0': batch['latent'] if 'latent' in batch else self.encode(state, image),
       'label': batch['label'].astype(jnp.int32),
       'style': jnp.where(kept[:, None, None, None], image, 0),
     }

@@ -46,6 +46,8 @@ class Task(Protocol):
 
   batch_fields: tuple[str, ...]
   optional_fields: tuple[str, ...]  # Also given where the dataset can.
+  # A task may have `derive(frozen, records [N, ...]) -> fields [N, ...]`, functions of a record alone: of a dataset
+  # that is kept on the devices they are computed once, and training batches then hold them, too.
   columns: tuple[str, ...]  # What `render` may return, in the order to show it.
   given: tuple[str, ...]  # Columns of `render` that are input: a comparison of runs shows them first.
   comparison: tuple[str, ...]  # Columns of `render` that a comparison of runs shows, the first that there is.
@@ -80,6 +82,17 @@ class Task(Protocol):
 def row_keys(key: jax.Array, batch: Batch) -> jax.Array:
   """A random key for every row of a batch, [B], whatever device or micro-batch the row is in."""
   return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch['row'])
+
+
+def together(*parts: jax.Array) -> jax.Array:
+  """Batches [B, ...] as one [n B, ...], row by row, so that rows stay on the device they are on."""
+  stacked = jnp.stack(parts, axis=1)
+  return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def apart(x: jax.Array, parts: int) -> tuple[jax.Array, ...]:
+  """Undoes `together`."""
+  return tuple(jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0))
 
 
 def compute_dtype(name: str) -> jnp.dtype:

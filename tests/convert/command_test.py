@@ -1,4 +1,4 @@
-"""Checkpoints of makeup generators become workdirs; files that hold something else do not."""
+"""Checkpoints of makeup generators, SDM and the VQ autoencoder become workdirs; files of something else do not."""
 
 import collections
 import contextlib
@@ -14,12 +14,15 @@ import pytest
 import safetensors.numpy
 
 from jaxface import convert
+from jaxface.checkpoint import Checkpoints
 from jaxface.cli import load_config
 from jaxface.convert.command import WORKDIRS, default_experiment
 from jaxface.convert.command import convert as convert_file
 from jaxface.errors import UserError
 from jaxface.models.beautygan import BeautyGenerator
 from jaxface.models.ipmnet import IPMNet
+from jaxface.models.sdm import SDMUNet
+from jaxface.models.vqgan import VQGAN
 from jaxface.runs import load_run
 from tests.smoke import REPOSITORY
 
@@ -58,7 +61,7 @@ def _torch():
     yield torch
 
 
-def _save_torch(path, tree):
+def save_torch(path, tree):
   """Writes nested dictionaries of float32 arrays as `torch.save` does."""
   with zipfile.ZipFile(path, 'w') as archive, _torch() as torch, archive.open('archive/data.pkl', 'w') as file:
     stored = []
@@ -92,8 +95,8 @@ def files(tmp_path_factory):
   """As the public code saves them, but that entry 'b' of IPM-Net's has other numbers than 'a'."""
   folder = tmp_path_factory.mktemp('weights')
   state = _state('ipmnet')
-  _save_torch(folder / 'gen_00000001.pt', {'a': state, 'b': {name: 1 - tensor for name, tensor in state.items()}})
-  _save_torch(folder / '1_2_G.pth', collections.OrderedDict(_state('beautygan')))
+  save_torch(folder / 'gen_00000001.pt', {'a': state, 'b': {name: 1 - tensor for name, tensor in state.items()}})
+  save_torch(folder / '1_2_G.pth', collections.OrderedDict(_state('beautygan')))
   return {'ipmnet': folder / 'gen_00000001.pt', 'beautygan': folder / '1_2_G.pth'}
 
 
@@ -169,4 +172,72 @@ def test_another_file_is_refused_in_one_line(tmp_path, files, system, write, opt
   with pytest.raises(UserError, match=message.format(system)) as caught:
     _convert(system, tmp_path / 'weights.pth', **{'workdir': tmp_path / 'run', **options})
   assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+FIRST_STAGE = VQGAN(64, (1, 1, 1), num_blocks=2, codebook_size=8)
+SDM = SDMUNet(64, (1,), num_blocks=2, attention_factors=(), head_channels=16, spade_hidden=4)
+
+
+def _drawn(module, *inputs):
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
+
+
+def test_a_first_stage_is_taken_from_a_whole_latent_diffusion(tmp_path, capsys):
+  params = _drawn(FIRST_STAGE, np.zeros((1, 8, 8, 3), np.float32))
+  own = convert.to_reference('vqgan', {'params': params})
+  whole = {f'first_stage_model.{name}': tensor for name, tensor in own.items()}
+  save_torch(tmp_path / 'ldm.ckpt', {'state_dict': {**whole, 'betas': np.ones(3, np.float32)}})
+  _convert('vqgan', tmp_path / 'ldm.ckpt', tmp_path / 'run', ['--config.ema_decay=0.9'], image_size=32)
+  run = load_run(tmp_path / 'run')
+  assert run.engine.task.model.clone(codebook_spread=None) == FIRST_STAGE
+  assert run.config.model.image_size == 32
+  # The averaged ones; the report's parity is of the others.
+  jax.tree.map(np.testing.assert_array_equal, run.state.params, {'generator': params})
+  report = json.loads((tmp_path / 'run' / 'convert.json').read_text())
+  assert report['parity']['tensors compared'] == report['tensors'] == len(own)
+  assert report['parity']['largest difference'] == 0
+  assert '--config.first_stage.workdir=' in capsys.readouterr().out
+  # With the discriminator beside it, as a training saves it, and under no prefix, it is the same.
+  np.savez(tmp_path / 'vq.npz', **own, **{'loss.discriminator.main.0.bias': np.zeros(4)})
+  for file in ('ldm.ckpt', 'vq.npz'):
+    found = convert.from_reference('vqgan', WORKDIRS['vqgan'].read(tmp_path / file, None))
+    jax.tree.map(np.testing.assert_array_equal, found[1]['params'], params)
+
+
+def _sdm(module):
+  y = np.zeros((1, 8, 8, module.num_classes + 1), np.float32)
+  return _drawn(module, np.zeros((1, 8, 8, 3), np.float32), np.zeros(1, np.int32), y)
+
+
+def test_sdm_becomes_a_workdir_that_opens(tmp_path, capsys):
+  params = _sdm(SDM)
+  np.savez(tmp_path / 'sdm.npz', **convert.to_reference('sdm_unet', {'params': params}))
+  _convert('sdm', tmp_path / 'sdm.npz', tmp_path / 'run', ['--config.model.head_channels=16'])
+  run = load_run(tmp_path / 'run')
+  assert run.engine.task.unet == SDM
+  assert run.config.sampling.guidance == 1.5
+  jax.tree.map(np.testing.assert_array_equal, run.state.params, {'unet': params})
+  with Checkpoints(tmp_path / 'run', read_only=True) as checkpoints:
+    saved = checkpoints.load_state(0, run.engine.abstract_saved)
+  jax.tree.map(np.testing.assert_array_equal, saved.params, saved.ema)
+  report = json.loads((tmp_path / 'run' / 'convert.json').read_text())
+  assert report['parity']['tensors compared'] == report['tensors'] == len(jax.tree.leaves(params))
+  assert report['parity']['largest difference'] == 0
+  assert 'jaxface synthesize --workdir' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('module', 'message'),
+  [
+    (SDM.clone(num_classes=5), 'this denoiser has 5 classes; only 19'),
+    (SDM.clone(learn_sigma=False), 'predicts the noise alone'),
+  ],
+)
+def test_other_denoisers_are_no_sdm(tmp_path, module, message):
+  np.savez(tmp_path / 'sdm.npz', **convert.to_reference('sdm_unet', {'params': _sdm(module)}))
+  with pytest.raises(UserError, match=message):
+    _convert('sdm', tmp_path / 'sdm.npz', tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

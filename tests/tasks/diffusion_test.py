@@ -11,7 +11,9 @@ import pytest
 from jaxface import labels
 from jaxface.augment import to_signed
 from jaxface.errors import UserError
+from jaxface.fields import take
 from jaxface.models.scadm import Conditioning
+from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import for_evaluation
 from jaxface.tasks import diffusion, make_task
 from jaxface.tasks.diffusion import NOTHING, content_keys
@@ -113,6 +115,19 @@ def test_rows_lose_their_style_or_everything(scadm):
   assert (np.abs(given.tokens[~drop]).max((1, 2)) > 0).all()
   empty = Conditioning(given.tokens[drop][:1], given.label[drop][:1])
   jax.tree.map(np.testing.assert_array_equal, task.nothing(), empty)
+
+
+def test_latents_of_a_resident_dataset_are_those_of_the_step(scadm):
+  task, state = scadm
+  records = {name: values for name, values in _batch(task.image_size).items() if name != 'row'}
+  engine = JitEngine(task, seed=0, mesh=make_mesh(1, jax.devices()))
+  engine.put_dataset(records)
+  latents = jax.jit(task.encode)(state, to_signed(records['image']))
+  np.testing.assert_allclose(engine.dataset['latent'], latents, rtol=1e-4, atol=1e-5)
+  pick = {'row': np.arange(ROWS, dtype=np.int32), 'index': np.arange(ROWS)[::-1].copy()}
+  keys = jax.vmap(jax.random.key)(np.arange(ROWS))
+  rows = task.rows(state.replace(frozen=None), take(engine.dataset, pick), keys)
+  np.testing.assert_array_equal(rows['x0'], engine.dataset['latent'][::-1])
 
 
 def test_the_public_average_lacks_the_style_encoder(scadm, monkeypatch):

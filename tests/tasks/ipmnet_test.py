@@ -18,7 +18,8 @@ from jaxface.perceptual_loss import PerceptualLoss
 from jaxface.state import TrainState
 from jaxface.tasks import make_task
 from jaxface.tasks.ipmnet import Draws, IpmNetTask
-from jaxface.tasks.makeup import Faces, apart, together
+from jaxface.tasks.makeup import Faces
+from jaxface.tasks.task import apart, together
 from tests.golden import load
 from tests.smoke import experiment
 

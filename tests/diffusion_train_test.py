@@ -1,0 +1,122 @@
+"""SCA-DM in the one train loop: any devices, resumed to the bit with its averaged copy, a batch learnt by heart."""
+
+import dataclasses
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxface import input_pipeline
+from jaxface.augment import to_signed
+from jaxface.diffusion.samplers import make_plan
+from jaxface.parallel import JitEngine, make_mesh, replicate, shard_largest
+from jaxface.runs import open_split
+from jaxface.state import for_evaluation
+from jaxface.tasks import make_task
+from jaxface.tasks.first_stage import FirstStage
+from jaxface.tasks.scadm import OWN_STYLE
+from jaxface.train import train
+from jaxface.workdir import CHECKPOINT_FOLDER
+from tests.smoke import experiment, saved_state
+
+
+def _config(data_dir):
+  config = experiment('scadm', 'published', data_dir)
+  config.total_steps = 4
+  config.eval_steps = config.render_steps = 0
+  config.checkpoint_steps, config.keep_last = 2, 400
+  config.optimizer.learning_rate = 3e-3
+  return config
+
+
+@functools.cache
+def _batches(data_dir):
+  config = _config(data_dir)
+  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
+  dataset = open_split(config, engine, 'train')
+  stream = input_pipeline.TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=0)
+  return [next(stream) for _ in range(2)]
+
+
+def _two_steps(data_dir, devices, fsdp):
+  config = _config(data_dir)
+  # Adam's first steps go by the sign of a gradient, whatever its size: rounding would show.
+  config.optimizer.name, config.optimizer.learning_rate = 'sgd', 0.1
+  rules = [(r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=64)), ('.*', replicate)]
+  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]), rules=rules)
+  state, log = engine.init(), []
+  for batch in _batches(data_dir):
+    state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
+    log.append(engine.metrics_on_host(metrics))
+  return engine.to_saved(state), log
+
+
+def test_sharded_over_eight_devices_is_what_one_computes(data_dir):
+  expected, expected_log = _two_steps(data_dir, 1, 1)
+  state, log = _two_steps(data_dir, 8, 2)
+  for found, wanted in zip(log, expected_log, strict=True):
+    assert found.keys() == wanted.keys() >= {'loss', 'denoising', 'grad_norm'}
+    for name in wanted:
+      np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, err_msg=name)
+  assert any(leaf.sharding.spec for leaf in jax.tree.leaves(state.ema))
+  assert state.frozen is None
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (state.params, state.ema), (expected.params, expected.ema)
+  )
+
+
+def test_a_run_goes_on_to_the_bit(data_dir, tmp_path):
+  config = _config(data_dir)
+  train(config, tmp_path / 'whole', quiet=True)
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
+  shutil.rmtree(tmp_path / 'cut' / CHECKPOINT_FOLDER / '4')
+  assert train(config, tmp_path / 'cut', quiet=True).step == 4
+  whole, cut = (saved_state(tmp_path / name, config, 4) for name in ('whole', 'cut'))
+  jax.tree.map(np.testing.assert_array_equal, whole, cut)
+  differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), whole.params, whole.ema)
+  assert set(differences) == {'unet', 'style'}
+  assert max(jax.tree.leaves(differences['style'])) > 0
+
+
+class _Open(FirstStage):
+  """A first stage whose decoder shows the latents themselves; an untrained one destroys them."""
+
+  def decode(self, params, latent):
+    return latent / 4
+
+
+def test_a_batch_is_learnt_by_heart_and_drawn_again(data_dir):
+  config = _config(data_dir)
+  config.loss.discard_rate = config.loss.drop_rate = 0.0
+  config.loss.prediction = 'v'  # Of noise, a first guess is far off the picture where there is little else.
+  config.ema_decay = 0.9
+  task = make_task(config)
+  sampling = dataclasses.replace(task.sampling, plan=make_plan('dpm_solver', task.schedule, 10))
+  batch = _batches(data_dir)[0]
+  latents = jax.jit(task.first_stage.encode)(task.frozen['first_stage'], to_signed(batch['image']))
+  first_stage = _Open(task.first_stage.model, scale=float(1 / latents.std()))
+  task = dataclasses.replace(task, sampling=sampling, first_stage=first_stage)
+  engine = JitEngine(task, seed=0, mesh=make_mesh(1, jax.devices()[:1]))
+  state, losses = engine.init(), []
+  stacked = engine.put_stacked([batch])
+  for _ in range(150):
+    state, metrics = engine.train_step(state, stacked, None)
+    losses.append(metrics['loss'])
+  losses = np.concatenate(jax.device_get(losses))
+  assert losses[-20:].mean() < 0.35 * losses[:5].mean()
+
+  @jax.jit
+  def draw(state, image, label):
+    image, label = to_signed(image), label.astype(jnp.int32)
+    keys = jax.random.split(jax.random.key(3), len(image))
+    drawn = task.draw(state, task.modes(state, image, label)[OWN_STYLE], keys)
+    return drawn, task.coded(state, image)['first stage']
+
+  drawn, coded = draw(for_evaluation(state), batch['image'], batch['label'])
+  distances = np.square(np.asarray(drawn)[:, None] - np.asarray(coded)[None]).mean((2, 3, 4))
+  own = np.diagonal(distances)
+  others = (distances.sum(1) - own) / (len(own) - 1)
+  assert own.mean() < 0.4 * others.mean()
+  assert (distances.argmin(1) == np.arange(8)).sum() >= 6
