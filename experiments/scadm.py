@@ -130,6 +130,7 @@ def get_config(arg: str = 'published') -> ml_collections.ConfigDict:
     config.model.style_downsamples = 4
     config.loss.prediction = 'v'  # With min_snr learns faster.
     config.loss.weighting = 'min_snr'
+    config.loss.discard_rate = 0.2  # Styles are learnt sooner so.
     config.batch_size = 8
     config.total_steps = 3000
     config.ema_decay = 0.99
