@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxface import figures, photos
+from jaxface.augment import to_signed
 from jaxface.device_map import map_batches
 from jaxface.errors import UserError
 from jaxface.input_pipeline import Decode
@@ -105,29 +106,25 @@ def _mapped(function: Callable, run: Run, items: Iterable[tuple[np.ndarray, ...]
 
 def _styles(run: Run, pairs: Sequence[tuple[np.ndarray | None, np.ndarray]]) -> Iterator[Style]:
   """The style of pictures, uint8 [S, S, 3] or None for an empty one, under label maps."""
-  items = (
-    (np.zeros((*label.shape, 3), np.float32) if image is None else _signed(image), label) for image, label in pairs
-  )
-  tokens = _mapped(functools.partial(_tokens, run.engine.task), run, items, 2)
+  nothing = np.zeros((run.config.model.image_size,) * 2 + (3,), np.uint8)
+  items = ((nothing if image is None else image, np.float32(image is not None), label) for image, label in pairs)
+  tokens = _mapped(functools.partial(_tokens, run.engine.task), run, items, 3)
   return (Style(each, classes_in(label)) for each, (_, label) in zip(tokens, pairs, strict=True))
 
 
-def _signed(image: np.ndarray) -> np.ndarray:
-  return 2 * (image / np.float32(255)) - 1
-
-
-def _tokens(task: ScaDmTask, state: TrainState, image: jax.Array, label: jax.Array) -> jax.Array:
-  return task.style(state.params, image, label)
+def _tokens(task: ScaDmTask, state: TrainState, image: jax.Array, given: jax.Array, label: jax.Array) -> jax.Array:
+  # An empty picture is grey: zeros in [-1, 1].
+  return task.style(state.params, to_signed(image) * given[:, None, None, None], label)
 
 
 def through_first_stage(run: Run, faces: Iterable[Face]) -> list[np.ndarray]:
   """What the autoencoder alone makes of photos, uint8 [S, S, 3] each: the best that drawing can reach."""
-  items = ((_signed(face.image),) for face in faces)
+  items = ((face.image,) for face in faces)
   return [figures.to_uint8(each) for each in _mapped(functools.partial(_coded, run.engine.task), run, items, 1)]
 
 
 def _coded(task: ScaDmTask, state: TrainState, image: jax.Array) -> jax.Array:
-  (coded,) = task.coded(state, image).values()
+  (coded,) = task.coded(state, to_signed(image)).values()
   return coded
 
 

@@ -8,18 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface import input_pipeline
 from jaxface.augment import to_signed
 from jaxface.diffusion.samplers import make_plan
-from jaxface.parallel import JitEngine, make_mesh, replicate, shard_largest
-from jaxface.runs import open_split
+from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import for_evaluation
 from jaxface.tasks import make_task
 from jaxface.tasks.first_stage import FirstStage
 from jaxface.tasks.scadm import OWN_STYLE
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
-from tests.smoke import experiment, saved_state
+from tests.smoke import CUT_ALL, experiment, first_batches, saved_state
 
 
 def _config(data_dir):
@@ -33,19 +31,14 @@ def _config(data_dir):
 
 @functools.cache
 def _batches(data_dir):
-  config = _config(data_dir)
-  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
-  dataset = open_split(config, engine, 'train')
-  stream = input_pipeline.TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=0)
-  return [next(stream) for _ in range(2)]
+  return first_batches(_config(data_dir), 2)
 
 
 def _two_steps(data_dir, devices, fsdp):
   config = _config(data_dir)
   # Adam's first steps go by the sign of a gradient, whatever its size: rounding would show.
   config.optimizer.name, config.optimizer.learning_rate = 'sgd', 0.1
-  rules = [(r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=64)), ('.*', replicate)]
-  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]), rules=rules)
+  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]), rules=CUT_ALL)
   state, log = engine.init(), []
   for batch in _batches(data_dir):
     state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)

@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxface import input_pipeline
 from jaxface.cli import load_config
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
 from jaxface.parallel import JitEngine, PmapEngine, make_mesh
 from jaxface.perceptual_loss import PerceptualLoss
-from jaxface.runs import engine_for, open_split
+from jaxface.runs import engine_for
 from jaxface.state import count
 from jaxface.tasks import make_task
 from jaxface.train import train
-from tests.smoke import REPOSITORY, experiment, saved_state
+from tests.smoke import REPOSITORY, experiment, first_batches, saved_state
 
 SYSTEMS = ('ipmnet', 'beautygan')
 
@@ -46,11 +45,7 @@ def _with_frozen(task):
 
 @functools.cache
 def _batches(makeup_dir, system):
-  config = _config(system, makeup_dir)
-  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
-  dataset = open_split(config, engine, 'train')
-  stream = input_pipeline.TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=0)
-  return [next(stream) for _ in range(2)]
+  return first_batches(_config(system, makeup_dir), 2)
 
 
 def _two_steps(system, makeup_dir, mode, devices):

@@ -16,13 +16,11 @@ from jaxface.parallel import (
   check_batch_size,
   make_engine,
   make_mesh,
-  replicate,
-  shard_largest,
   shardings_for,
 )
 from jaxface.state import for_evaluation
 from jaxface.tasks import make_task
-from tests.smoke import smoke_config
+from tests.smoke import CUT_ALL, smoke_config
 
 BATCH = 8
 
@@ -40,9 +38,7 @@ def _engine(config, mode='jit', devices=1, fsdp=1):
   mesh = make_mesh(fsdp, jax.devices()[:devices])
   if mode == 'pmap':
     return PmapEngine(make_task(config, PmapEngine.axis_name), seed=0, mesh=mesh)
-  # The smoke network's tensors are too small for the default rule to cut.
-  rules = [(r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=64)), ('.*', replicate)]
-  return JitEngine(make_task(config), seed=0, mesh=mesh, rules=rules)
+  return JitEngine(make_task(config), seed=0, mesh=mesh, rules=CUT_ALL)
 
 
 def _run(engine, steps=2, per_dispatch=1):

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxface import input_pipeline
 from jaxface.checkpoint import Checkpoints
 from jaxface.cli import load_config
-from jaxface.runs import engine_for
+from jaxface.parallel import JitEngine, make_mesh, replicate, shard_largest
+from jaxface.runs import engine_for, open_split
 from jaxface.state import TrainState
+from jaxface.tasks import make_task
 
 REPOSITORY = Path(__file__).parent.parent
 EXPERIMENT = str(REPOSITORY / 'experiments' / 'vae.py')
@@ -34,6 +37,18 @@ def short_config(data_dir: Path) -> ConfigDict:
   config.total_steps, config.checkpoint_steps, config.keep_last = 6, 2, 400
   config.eval_steps = config.render_steps = 0
   return config
+
+
+# The smoke networks' tensors are too small for the default rule to cut.
+CUT_ALL = ((r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=64)), ('.*', replicate))
+
+
+def first_batches(config: ConfigDict, count: int) -> list[dict[str, np.ndarray]]:
+  """The first training batches of a run, of eight rows each."""
+  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
+  dataset = open_split(config, engine, 'train')
+  stream = input_pipeline.TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=0)
+  return [next(stream) for _ in range(count)]
 
 
 def saved_state(workdir: Path, config: ConfigDict, step: int) -> TrainState:

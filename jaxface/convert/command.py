@@ -39,8 +39,9 @@ from jaxface.models.beautygan import BeautyGenerator
 from jaxface.models.bisenet import PUBLISHED, BiSeNet
 from jaxface.models.ipmnet import IPMNet
 from jaxface.models.resnet import ResNet18
-from jaxface.models.scadm import GROUPS, SCAUNet
+from jaxface.models.scadm import SCAUNet
 from jaxface.models.sdm import SDMUNet
+from jaxface.models.unet_layers import GROUPS
 from jaxface.models.vae import FaceMaskVAE
 from jaxface.models.vqgan import VQGAN
 from jaxface.runs import engine_for

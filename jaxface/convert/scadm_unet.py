@@ -12,16 +12,13 @@ import numpy as np
 from flax import traverse_util
 
 from jaxface.convert import tensors
-from jaxface.models.scadm import GROUPS, Conditioning, SCAUNet
+from jaxface.convert.unet_names import LEAVES, OUTSIDE, residual_name
+from jaxface.models.scadm import Conditioning, SCAUNet
+from jaxface.models.unet_layers import GROUPS
 
 # Of classes; made and loaded by the public code, but never used.
 _LABELS = 'label_emb.weight'
 
-# Position of a layer in its block, of encoder and decoder.
-_PLAIN = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3'}
-_MODULATED = {'norm1': 'in_norm', 'conv1': 'in_layers.1', 'norm2': 'out_norm', 'conv2': 'out_layers.2'}
-_RESIDUAL = {'time': 'emb_layers.1', 'skip': 'skip_connection'}
-_SPADE = {'shared': 'mlp_shared.0', 'gamma': 'mlp_gamma', 'beta': 'mlp_beta'}
 
 _IN_TRANSFORMER = {
   'norm': 'norm',
@@ -33,15 +30,6 @@ _IN_TRANSFORMER = {
   'to_classes': 'transformer_blocks.0.attn2',
 } | {f'norm{i}': f'transformer_blocks.0.norm{i}' for i in (1, 2, 3)}
 _ATTENTION = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'out': 'to_out.0'}
-
-_OUTSIDE = {
-  'time1': 'time_embed.0',
-  'time2': 'time_embed.2',
-  'stem': 'input_blocks.0.0',
-  'norm': 'out.0',
-  'out': 'out.2',
-}
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 
 def _paths(paths: Iterable[tensors.Path]) -> tensors.Paths:
@@ -58,12 +46,12 @@ def _paths(paths: Iterable[tensors.Path]) -> tensors.Paths:
 def public_name(path: tensors.Path, num_blocks: int, with_transformer: bool) -> str:
   """The public name of the parameter at `path`, of a network with so many blocks a level."""
   top, *inside, leaf = path
-  if top in _OUTSIDE:
-    return f'{_OUTSIDE[top]}.{_LEAVES[leaf]}'
+  if top in OUTSIDE:
+    return f'{OUTSIDE[top]}.{LEAVES[leaf]}'
   part, number = top.split('_')
   number = int(number)
   if part == 'shrink':
-    return f'input_blocks.{(number + 1) * (num_blocks + 1)}.0.op.{_LEAVES[leaf]}'
+    return f'input_blocks.{(number + 1) * (num_blocks + 1)}.0.op.{LEAVES[leaf]}'
   if part == 'encoder':
     # The stem, and one shrinking convolution behind each level, are blocks too.
     block, first = f'input_blocks.{1 + number + number // num_blocks}', 0
@@ -74,13 +62,12 @@ def public_name(path: tensors.Path, num_blocks: int, with_transformer: bool) -> 
     block, first = f'output_blocks.{number}', 0
   kind, *inside = inside
   if kind == 'enlarge':
-    return f'{block}.{1 + with_transformer}.conv.{_LEAVES[leaf]}'
+    return f'{block}.{1 + with_transformer}.conv.{LEAVES[leaf]}'
   if kind == 'residual':
     layer, *inside = inside
-    layer = ((_PLAIN if part == 'encoder' else _MODULATED) | _RESIDUAL)[layer]
-    return '.'.join([block, str(first), layer, *(_SPADE[name] for name in inside), _LEAVES[leaf]])
+    return residual_name(f'{block}.{first}', part, layer, inside, leaf)
   layer, *inside = inside
-  return '.'.join([block, str(first + 1), _IN_TRANSFORMER[layer], *(_ATTENTION[n] for n in inside), _LEAVES[leaf]])
+  return '.'.join([block, str(first + 1), _IN_TRANSFORMER[layer], *(_ATTENTION[n] for n in inside), LEAVES[leaf]])
 
 
 def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -138,8 +125,8 @@ def from_reference(state: Mapping[str, np.ndarray], *, head_channels: int = 32) 
       label=jax.ShapeDtypeStruct((1, side, side), np.int32),
     ),
   )
-  paths = _paths(tensors.shapes(module, inputs=inputs))
-  return module, tensors.variables_from('scadm_unet', state, module, paths, inputs=inputs)
+  found = tensors.shapes(module, inputs=inputs)
+  return module, tensors.filled('scadm_unet', state, found, _paths(found))
 
 
 def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -9,22 +9,11 @@ import numpy as np
 from flax import traverse_util
 
 from jaxface.convert import tensors
-from jaxface.models.sdm import GROUPS, SDMUNet
+from jaxface.convert.unet_names import LEAVES, OUTSIDE, residual_name
+from jaxface.models.sdm import SDMUNet
+from jaxface.models.unet_layers import GROUPS
 
-# Position of a layer in its block, of the way down and elsewhere.
-_PLAIN = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3'}
-_MODULATED = {'norm1': 'in_norm', 'conv1': 'in_layers.1', 'norm2': 'out_norm', 'conv2': 'out_layers.2'}
-_RESIDUAL = {'time': 'emb_layers.1', 'skip': 'skip_connection'}
-_SPADE = {'shared': 'mlp_shared.0', 'gamma': 'mlp_gamma', 'beta': 'mlp_beta'}
 _ATTENTION = {'norm': 'norm', 'qkv': 'qkv', 'out': 'proj_out'}
-_OUTSIDE = {
-  'time1': 'time_embed.0',
-  'time2': 'time_embed.2',
-  'stem': 'input_blocks.0.0',
-  'norm': 'out.0',
-  'out': 'out.2',
-}
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 
 def _paths(paths: Iterable[tensors.Path]) -> tensors.Paths:
@@ -39,8 +28,8 @@ def _paths(paths: Iterable[tensors.Path]) -> tensors.Paths:
 def _public_name(path: tensors.Path, a_level: int, attending: set[str]) -> str:
   """Of the parameter at `path`, in a network with so many blocks a level on the way up; `attending` are stages."""
   top, *inside, leaf = path
-  if top in _OUTSIDE:
-    return f'{_OUTSIDE[top]}.{_LEAVES[leaf]}'
+  if top in OUTSIDE:
+    return f'{OUTSIDE[top]}.{LEAVES[leaf]}'
   part, number = top.split('_')
   number = int(number)
   kind, layer, *inside = inside
@@ -56,9 +45,8 @@ def _public_name(path: tensors.Path, a_level: int, attending: set[str]) -> str:
     block = f'output_blocks.{last}.{1 + (f"decoder_{last}" in attending)}'
   if kind == 'attention':
     before, position = block.rsplit('.', 1)
-    return f'{before}.{int(position) + 1}.{_ATTENTION[layer]}.{_LEAVES[leaf]}'
-  layer = ((_PLAIN if part == 'encoder' else _MODULATED) | _RESIDUAL)[layer]
-  return '.'.join([block, layer, *(_SPADE[name] for name in inside), _LEAVES[leaf]])
+    return f'{before}.{int(position) + 1}.{_ATTENTION[layer]}.{LEAVES[leaf]}'
+  return residual_name(block, part, layer, inside, leaf)
 
 
 def _layout(name: str, array: np.ndarray) -> np.ndarray:
@@ -110,8 +98,8 @@ def from_reference(state: Mapping[str, np.ndarray], *, head_channels: int = 64) 
     jax.ShapeDtypeStruct((1,), np.int32),
     jax.ShapeDtypeStruct((1, side, side, module.num_classes + 1), np.float32),
   )
-  paths = _paths(tensors.shapes(module, inputs=inputs))
-  return module, tensors.variables_from('sdm_unet', state, module, paths, layout=_layout, inputs=inputs)
+  found = tensors.shapes(module, inputs=inputs)
+  return module, tensors.filled('sdm_unet', state, found, _paths(found), _layout)
 
 
 def to_reference(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

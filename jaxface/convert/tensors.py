@@ -123,7 +123,17 @@ def variables_from(
   Raises:
     UserError: tensors are missing, unexpected or misshapen; see `check`.
   """
-  found = shapes(module, side=side, pictures=pictures, inputs=inputs)
+  return filled(system, state, shapes(module, side=side, pictures=pictures, inputs=inputs), paths, layout)
+
+
+def filled(
+  system: str,
+  state: Mapping[str, np.ndarray],
+  found: Mapping[Path, tuple[int, ...]],
+  paths: Paths,
+  layout: Layout = pytorch,
+) -> dict[str, Any]:
+  """`variables_from` for a network whose `shapes` are `found` already: to trace a large one takes seconds."""
   assert found.keys() == set(paths.values()), found.keys() ^ set(paths.values())
   # Strides of nothing: a shape's way through the layout costs no memory.
   nothing = np.zeros((), np.int8)

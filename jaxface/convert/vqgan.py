@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxface.convert import tensors
 from jaxface.models.patchgan import PatchGAN
-from jaxface.models.vqgan import GROUPS, VQGAN
+from jaxface.models.unet_layers import GROUPS
+from jaxface.models.vqgan import VQGAN
 
 Names = Iterator[tuple[str, tensors.Path]]
 

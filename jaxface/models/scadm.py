@@ -24,10 +24,7 @@ from jaxface.errors import UserError
 from jaxface.layers import Dtype
 from jaxface.models.attention import Keys, Lookup, MaskedAttention, SelfAttention
 from jaxface.models.spade import Modulation, Spade
-from jaxface.models.unet_layers import Conv, GroupNorm, Linear, timestep_embedding, twice
-
-# Of every norm.
-GROUPS = 32
+from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
 
 
 @flax.struct.dataclass
@@ -93,7 +90,7 @@ class Residual(nn.Module):
   def setup(self):
     """Names the layers, which the methods share."""
     if self.spade_hidden is None:
-      self.norm1, self.norm2 = GroupNorm(GROUPS, dtype=self.dtype), GroupNorm(GROUPS, dtype=self.dtype)
+      self.norm1, self.norm2 = GroupNorm(dtype=self.dtype), GroupNorm(dtype=self.dtype)
     else:
       self.norm1 = Spade(self.in_channels, self.spade_hidden, dtype=self.dtype)
       self.norm2 = Spade(self.channels, self.spade_hidden, dtype=self.dtype)
@@ -142,7 +139,7 @@ class Transformer(nn.Module):
     """Names the layers, which the methods share."""
     # Not the fast variance, E[x^2] - E[x]^2, which loses what hardly varies.
     layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=self.dtype)
-    self.norm = GroupNorm(GROUPS, epsilon=1e-6, dtype=self.dtype)
+    self.norm = GroupNorm(epsilon=1e-6, dtype=self.dtype)
     self.conv_in = Conv(self.channels, size=1, dtype=self.dtype)
     self.norm1, self.norm2, self.norm3 = layer_norm(), layer_norm(), layer_norm()
     self.to_positions = SelfAttention(self.heads, dtype=self.dtype)
@@ -255,20 +252,7 @@ class SCAUNet(nn.Module):
     for name in ('num_blocks', 'num_classes', 'out_channels', 'spade_hidden', 'head_channels'):
       if getattr(self, name) < 1:
         raise UserError(f'{name}={getattr(self, name)}; it must be at least 1')
-    if self.model_channels < 1 or self.model_channels % GROUPS or not self.multipliers or min(self.multipliers) < 1:
-      raise UserError(
-        f'model_channels={self.model_channels} and multipliers={self.multipliers}; channels must be a multiple of '
-        f'{GROUPS}, such as {max(round(self.model_channels / GROUPS), 1) * GROUPS}, multipliers whole numbers from 1'
-      )
-    factors = [2**level for level in range(len(self.multipliers))]
-    if unknown := set(self.attention_factors) - set(factors):
-      raise UserError(
-        f'attention_factors={self.attention_factors}: no level is {min(unknown)} times smaller; choose from {factors}'
-      )
-    for factor, multiplier in zip(factors, self.multipliers, strict=True):
-      width = self.model_channels * multiplier
-      if width % self.head_channels and factor in (*self.attention_factors, factors[-1]):
-        raise UserError(f'{width} channels do not divide into heads of head_channels={self.head_channels}')
+    check_unet(self.model_channels, self.multipliers, self.attention_factors, self.head_channels)
     super().__post_init__()
 
   def setup(self):
@@ -304,7 +288,7 @@ class SCAUNet(nn.Module):
         decoder.append(modulated(channels + skips.pop(), widths[level], heads[level], up=up))
         channels = widths[level]
     self.decoder = decoder
-    self.norm, self.out = GroupNorm(GROUPS), Conv(self.out_channels, zero=True)
+    self.norm, self.out = GroupNorm(), Conv(self.out_channels, zero=True)
 
   def _stages(self) -> tuple[Stage, ...]:
     return (*self.encoder, *self.middle, *self.decoder)
@@ -363,10 +347,7 @@ class SCAUNet(nn.Module):
     return self.out(nn.silu(self.norm(x)))
 
   def _check(self, size: tuple[int, int], conditioning: Conditioning | Cached) -> None:
-    step = 2 ** (len(self.multipliers) - 1)
-    if any(side < 1 or side % step for side in size):
-      fitting = 'x'.join(str(max(round(side / step), 1) * step) for side in size)
-      raise UserError(f'a latent of {size[0]}x{size[1]}; sides must be multiples of {step}, such as {fitting}')
+    check_sides('latent', size, len(self.multipliers))
     if isinstance(conditioning, Cached):
       return
     if (conditioning.label is None) == (conditioning.mask is None):

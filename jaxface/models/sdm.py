@@ -21,10 +21,7 @@ from jaxface import labels
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
 from jaxface.models.spade import Modulation, Spade
-from jaxface.models.unet_layers import Conv, GroupNorm, Linear, timestep_embedding, twice
-
-# Of every norm.
-GROUPS = 32
+from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
 
 # What a label map does in the two norms of a stage; nothing in plain ones.
 Modulations = tuple[Modulation, ...]
@@ -75,7 +72,7 @@ class Residual(nn.Module):
   def setup(self):
     """Names the layers, which the methods share."""
     if self.spade_hidden is None:
-      self.norm1, self.norm2 = GroupNorm(GROUPS, dtype=self.dtype), GroupNorm(GROUPS, dtype=self.dtype)
+      self.norm1, self.norm2 = GroupNorm(dtype=self.dtype), GroupNorm(dtype=self.dtype)
     else:
       self.norm1 = Spade(self.in_channels, self.spade_hidden, dtype=self.dtype)
       self.norm2 = Spade(self.channels, self.spade_hidden, dtype=self.dtype)
@@ -119,7 +116,7 @@ class Attention(nn.Module):
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, C] in `dtype`; `heads` divides C."""
     batch, height, width, channels = x_BHWC.shape
-    y = GroupNorm(GROUPS, dtype=self.dtype, name='norm')(x_BHWC).reshape(batch, height * width, channels)
+    y = GroupNorm(dtype=self.dtype, name='norm')(x_BHWC).reshape(batch, height * width, channels)
     qkv = Linear(3 * channels, dtype=self.dtype, name='qkv')(y).reshape(batch, height * width, self.heads, 3, -1)
     # Fused where the platform has a kernel for it.
     y = jax.nn.dot_product_attention(*(qkv[:, :, :, i] for i in range(3)))
@@ -205,20 +202,7 @@ class SDMUNet(nn.Module):
     for name in ('num_blocks', 'head_channels', 'num_classes', 'spade_hidden'):
       if getattr(self, name) < 1:
         raise UserError(f'{name}={getattr(self, name)}; it must be at least 1')
-    if self.model_channels < 1 or self.model_channels % GROUPS or not self.multipliers or min(self.multipliers) < 1:
-      raise UserError(
-        f'model_channels={self.model_channels} and multipliers={self.multipliers}; channels must be a multiple of '
-        f'{GROUPS}, such as {max(round(self.model_channels / GROUPS), 1) * GROUPS}, multipliers whole numbers from 1'
-      )
-    factors = [2**level for level in range(len(self.multipliers))]
-    if unknown := set(self.attention_factors) - set(factors):
-      raise UserError(
-        f'attention_factors={self.attention_factors}: no level is {min(unknown)} times smaller; choose from {factors}'
-      )
-    for factor, multiplier in zip(factors, self.multipliers, strict=True):
-      width = self.model_channels * multiplier
-      if width % self.head_channels and factor in (*self.attention_factors, factors[-1]):
-        raise UserError(f'{width} channels do not divide into heads of head_channels={self.head_channels}')
+    check_unet(self.model_channels, self.multipliers, self.attention_factors, self.head_channels)
     super().__post_init__()
 
   def setup(self):
@@ -254,7 +238,7 @@ class SDMUNet(nn.Module):
         channels = widths[level]
     self.decoder = decoder
     self.enlarge = [modulated(width, width, resample='twice') for width in widths[:0:-1]]
-    self.norm, self.out = GroupNorm(GROUPS), Conv(6 if self.learn_sigma else 3, zero=True)
+    self.norm, self.out = GroupNorm(), Conv(6 if self.learn_sigma else 3, zero=True)
 
   def times(self, t: jax.Array) -> dict[str, jax.Array]:
     """Timesteps [S], integers or floats -> name of a stage -> scales and shifts of its features, float32 [S, 2 C]."""
@@ -318,10 +302,7 @@ class SDMUNet(nn.Module):
     return self.out(nn.silu(self.norm(x)))
 
   def _check(self, size: tuple[int, int], conditioning: jax.Array | Mapping[str, Modulations]) -> None:
-    step = 2 ** (len(self.multipliers) - 1)
-    if any(side < 1 or side % step for side in size):
-      fitting = 'x'.join(str(max(round(side / step), 1) * step) for side in size)
-      raise UserError(f'a picture of {size[0]}x{size[1]}; sides must be multiples of {step}, such as {fitting}')
+    check_sides('picture', size, len(self.multipliers))
     wanted = (*size, self.num_classes + 1)
     if not isinstance(conditioning, Mapping) and conditioning.shape[1:] != wanted:
       raise UserError(

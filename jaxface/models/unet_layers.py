@@ -8,7 +8,11 @@ from flax import linen as nn
 
 from jaxface import resize, window_conv
 from jaxface.conv import conv3x3
+from jaxface.errors import UserError
 from jaxface.layers import Dtype
+
+# Of every norm: neighbouring channels share a mean and a variance.
+GROUPS = 32
 
 # PyTorch's default for convolutions and linear layers: uniform within sqrt(1 / fan in).
 torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -88,7 +92,7 @@ class GroupNorm(nn.Module):
     affine: scale and shift every channel behind it.
   """
 
-  groups: int = 32
+  groups: int = GROUPS
   epsilon: float = 1e-5
   affine: bool = True
   dtype: Dtype = jnp.float32
@@ -114,6 +118,38 @@ class GroupNorm(nn.Module):
 def twice(x_BHWC: jax.Array) -> jax.Array:
   """Every pixel as 2x2 pixels: [B, H, W, C] -> [B, 2H, 2W, C]."""
   return resize.nearest(x_BHWC, (2 * x_BHWC.shape[1], 2 * x_BHWC.shape[2]))
+
+
+def check_unet(
+  model_channels: int, multipliers: tuple[int, ...], attention_factors: tuple[int, ...], head_channels: int
+) -> None:
+  """Raises UserError for widths that norms or attention heads do not divide, and for attention at levels there are not.
+
+  Widths are `model_channels` times the multipliers, a level each, of half the size of the one before. Attention is
+  where features are so many times smaller than the input as `attention_factors` say, and at the smallest level always.
+  """
+  if model_channels < 1 or model_channels % GROUPS or not multipliers or min(multipliers) < 1:
+    raise UserError(
+      f'model_channels={model_channels} and multipliers={multipliers}; channels must be a multiple of {GROUPS}, '
+      f'such as {max(round(model_channels / GROUPS), 1) * GROUPS}, multipliers whole numbers from 1'
+    )
+  factors = [2**level for level in range(len(multipliers))]
+  if unknown := set(attention_factors) - set(factors):
+    raise UserError(
+      f'attention_factors={attention_factors}: no level is {min(unknown)} times smaller; choose from {factors}'
+    )
+  for factor, multiplier in zip(factors, multipliers, strict=True):
+    width = model_channels * multiplier
+    if width % head_channels and factor in (*attention_factors, factors[-1]):
+      raise UserError(f'{width} channels do not divide into heads of head_channels={head_channels}')
+
+
+def check_sides(what: str, size: tuple[int, int], levels: int) -> None:
+  """Raises UserError where a UNet of so many levels cannot halve both sides of its input, a `what`, so often."""
+  step = 2 ** (levels - 1)
+  if any(side < 1 or side % step for side in size):
+    fitting = 'x'.join(str(max(round(side / step), 1) * step) for side in size)
+    raise UserError(f'a {what} of {size[0]}x{size[1]}; sides must be multiples of {step}, such as {fitting}')
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:

@@ -14,11 +14,10 @@ from flax import linen as nn
 
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
-from jaxface.models.unet_layers import Conv, GroupNorm, twice
+from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, twice
 
-_EPSILON = 1e-6
 # Of every norm.
-GROUPS = 32
+_EPSILON = 1e-6
 
 
 class Quantised(NamedTuple):
@@ -48,7 +47,7 @@ class ResidualBlock(nn.Module):
     """[B, H, W, C] -> [B, H, W, features] in `dtype`."""
     y = x_BHWC
     for i in range(2):
-      y = nn.silu(GroupNorm(GROUPS, _EPSILON, dtype=self.dtype, name=f'norm{i}')(y))
+      y = nn.silu(GroupNorm(epsilon=_EPSILON, dtype=self.dtype, name=f'norm{i}')(y))
       y = Conv(self.features, dtype=self.dtype, name=f'conv{i}')(y)
     if x_BHWC.shape[-1] != self.features:
       x_BHWC = Conv(self.features, 1, dtype=self.dtype, name='shortcut')(x_BHWC)
@@ -64,7 +63,7 @@ class Attention(nn.Module):
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     """[B, H, W, C] -> the same shape, in `dtype`."""
     batch, height, width, channels = x_BHWC.shape
-    y = GroupNorm(GROUPS, _EPSILON, dtype=self.dtype, name='norm')(x_BHWC)
+    y = GroupNorm(epsilon=_EPSILON, dtype=self.dtype, name='norm')(x_BHWC)
     q, k, v = (
       Conv(channels, 1, dtype=self.dtype, name=name)(y).reshape(batch, height * width, 1, channels)
       for name in ('query', 'key', 'value')
@@ -116,7 +115,7 @@ class _Stack(nn.Module):
     return self._block(x.shape[-1], 'middle_block1')(x)
 
   def _normalised(self, x: jax.Array) -> jax.Array:
-    return nn.silu(GroupNorm(GROUPS, _EPSILON, dtype=self.dtype, name='norm_out')(x))
+    return nn.silu(GroupNorm(epsilon=_EPSILON, dtype=self.dtype, name='norm_out')(x))
 
 
 class Encoder(_Stack):

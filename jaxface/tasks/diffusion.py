@@ -25,7 +25,7 @@ from jaxface.diffusion.schedule import Schedule
 from jaxface.errors import UserError
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import update
-from jaxface.tasks.task import Batch, Compared, Metrics, apart, row_keys, together
+from jaxface.tasks.task import Batch, Compared, Metrics, apart, coloured, row_keys, together
 
 # The class of a pixel that shows nothing in particular: what the unconditional branch of guidance is given everywhere.
 NOTHING = labels.NUM_CLASSES
@@ -328,12 +328,6 @@ def _all_rows(modes: Mapping[str, Any]) -> Any:
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
   """Each key [B] with a number folded in."""
   return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
-def coloured(label: jax.Array) -> jax.Array:
-  """Label maps [B, H, W] in the project's palette, float32 [B, H, W, 3] in [0, 1]; pixels of no class are white."""
-  palette = np.concatenate([labels.PALETTE, np.full((1, 3), 255, np.uint8)])
-  return jnp.asarray(palette)[label].astype(jnp.float32) / 255
 
 
 def content_keys(label: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import make_optimizer
 from jaxface.state import PyTree, TrainState, first_state
 from jaxface.tasks.gradients import update
-from jaxface.tasks.task import Batch, Compared, Metrics, compute_dtype, row_keys
+from jaxface.tasks.task import Batch, Compared, Metrics, coloured, compute_dtype, row_keys
 
 # How much of an overlay is the picture.
 _OVERLAY = 0.45
@@ -221,7 +221,6 @@ class ParsingTask:
     """Columns to look at: the input, both label maps in `labels.PALETTE`'s colours, the prediction over the input."""
     del key
     image = to_float(batch['image'])
-    coloured = lambda label: jnp.asarray(labels.PALETTE, jnp.float32)[label] / 255
     predicted = coloured(self.predict(state, image))
     return {
       'input': image,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import labels
 from jaxface.errors import UserError
 from jaxface.state import PyTree, TrainState
 
@@ -93,6 +94,12 @@ def together(*parts: jax.Array) -> jax.Array:
 def apart(x: jax.Array, parts: int) -> tuple[jax.Array, ...]:
   """Undoes `together`."""
   return tuple(jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0))
+
+
+def coloured(label: jax.Array) -> jax.Array:
+  """Label maps [B, H, W] in the project's palette, float32 [B, H, W, 3] in [0, 1]; pixels of no class are white."""
+  palette = np.concatenate([labels.PALETTE, np.full((1, 3), 255, np.uint8)])
+  return jnp.asarray(palette)[label].astype(jnp.float32) / 255
 
 
 def compute_dtype(name: str) -> jnp.dtype:
