@@ -1,0 +1,110 @@
+"""What a compiled program exchanges between devices, read from its text."""
+
+import collections
+import dataclasses
+import math
+import re
+
+# Kinds of exchange, as HLO calls them.
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+
+_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+_BYTES |= {'s64': 8, 'u64': 8, 'f64': 8, 'f8e4m3fn': 1, 'f8e5m2': 1}
+_OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
+_SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
+# The head of a computation: its name, its parameters, an arrow.
+_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
+# The TPU's compiler puts an exchange into fusions with the work that runs meanwhile.
+_AMONG_WORK = 'async_collective_fusion'
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One exchange: its kind, the bytes that every device has of it in the end or gives to it, and whether work overlaps.
+
+  For all-reduce that is the reduced array, for all-gather the gathered one, for reduce-scatter the one that is cut.
+  """
+
+  kind: str
+  bytes: int
+  overlapped: bool
+  source: str
+
+
+def collectives(text: str) -> list[Collective]:
+  """All exchanges of a program, `compiled.as_text()`, in the order of the text; bodies of loops count once."""
+  found: dict[str, Collective] = {}
+  computation = ''
+  for line in text.splitlines():
+    if head := _COMPUTATION.match(line):
+      computation = head[1]
+      continue
+    operation = _OPERATION.search(line)
+    if operation is None:
+      continue
+    shapes, kind, start = operation.groups()
+    channel = _CHANNEL.search(line)
+    # One exchange is written once for each piece of work that it runs among, always on the same channel.
+    key = channel[1] if channel else f'{computation} {len(found)}'
+    overlapped = bool(start) or computation.startswith(_AMONG_WORK) or (key in found and found[key].overlapped)
+    found[key] = Collective(kind, _size(kind, shapes, bool(start), line), overlapped, _source(line))
+  return list(found.values())
+
+
+def _size(kind: str, shapes: str, start: bool, line: str) -> int:
+  each = [
+    math.prod(int(side) for side in sides.split(',') if side) * _BYTES[dtype]
+    for dtype, sides in _SHAPE.findall(re.sub(r'\{[^{}]*\}', '', shapes))
+    if dtype in _BYTES
+  ]
+  if start and kind != 'all-reduce':
+    # A pair of what goes in and what comes out, and sometimes two counters.
+    return max(each, default=0)
+  if kind == 'reduce-scatter':
+    return sum(each) * _group_size(line)
+  return sum(each)
+
+
+def _group_size(line: str) -> int:
+  if iota := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
+    return int(iota[1])
+  if listed := re.search(r'replica_groups=\{\{([\d,]+)\}', line):
+    return len(listed[1].split(','))
+  # Named axes of a mesh: the sides of the named ones, multiplied.
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
+  if mesh is None:
+    return 1
+  sides = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+  return math.prod(int(sides[name]) for name in re.findall(r"'(\w+)'", mesh[2]))
+
+
+def _source(line: str) -> str:
+  found = re.search(r'op_name="([^"]*)"', line)
+  return found[1] if found else ''
+
+
+def by_kind(exchanges: list[Collective]) -> dict[str, dict[str, int]]:
+  """{kind: {count, bytes, overlapped, overlapped_bytes}}, only of kinds that occur."""
+  table: dict[str, dict[str, int]] = {}
+  for kind, group in _grouped(exchanges).items():
+    hidden = [each for each in group if each.overlapped]
+    table[kind] = {
+      'count': len(group),
+      'bytes': sum(each.bytes for each in group),
+      'overlapped': len(hidden),
+      'overlapped_bytes': sum(each.bytes for each in hidden),
+    }
+  return table
+
+
+def _grouped(exchanges: list[Collective]) -> dict[str, list[Collective]]:
+  groups = collections.defaultdict(list)
+  for each in exchanges:
+    groups[each.kind].append(each)
+  return {kind: groups[kind] for kind in KINDS if kind in groups}
+
+
+def loops(text: str) -> int:
+  """How many loops a program has; XLA counts the work of a body once."""
+  return len(re.findall(r' while\(', text))
