@@ -150,15 +150,16 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument('--version', action='store_true', help='print versions and devices, and leave')
   commands = parser.add_subparsers(metavar='COMMAND')
 
-  def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+  def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text)
     sub.set_defaults(run=run, takes_overrides=False)
     return sub
 
-  from jaxface import makeup, parse, prepare, score, synthesize
+  from jaxface import compile, makeup, parse, prepare, score, synthesize
 
   for module in (prepare, parse, score, makeup, synthesize):
     module.register(commands)
+  compile.register(commands, load_config)
 
   sub = command('train', _train, 'train a system, or go on with a run')
   sub.set_defaults(takes_overrides=True)
@@ -284,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   args.overrides = rest
   try:
-    args.run(args)
+    status = args.run(args)
   except UserError as error:
     print(f'jaxface: error: {error}', file=sys.stderr)
     return 2
@@ -303,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f'jaxface: error: {error}', file=sys.stderr)
     return 1
-  return 0
+  return status or 0
 
 
 if __name__ == '__main__':

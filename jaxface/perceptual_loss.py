@@ -56,7 +56,8 @@ def vgg_features(name: str) -> tuple[PerceptualLoss | None, PyTree]:
 
   'vgg19': relu4_1 of the published weights, converted before. 'random': relu3_1 of a network an eighth as wide and
   never trained, for data and machines that are small: it knows no faces, but where in a picture what is. 'none': no
-  such term; then nothing keeps the generator from giving out the reference itself.
+  such term; then nothing keeps the generator from giving out the reference itself. 'untrained:vgg19': see
+  `weights.load`.
   """
   if name == 'none':
     return None, None
@@ -64,7 +65,7 @@ def vgg_features(name: str) -> tuple[PerceptualLoss | None, PyTree]:
     module = Vgg(('relu3_1',), VGG19, widths=(8, 16, 32, 64, 64))
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     return PerceptualLoss(module, jnp.square), untrained(shapes)
-  if name != 'vgg19':
+  if name.removeprefix(weights.UNTRAINED) != 'vgg19':
     raise UserError(f'unknown loss.perceptual {name!r}; choose from vgg19, random, none')
-  network = weights.load('vgg19')
+  network = weights.load(name)
   return PerceptualLoss(network.module, jnp.square), network.variables

@@ -7,17 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# Dense matrix peak of one device in FLOP/s, from the makers' data sheets, by JAX's device_kind and the kind of number.
-PEAKS = {
-  'TPU v4': {'bfloat16': 275e12},
-  'TPU v5 lite': {'bfloat16': 197e12},
-  'TPU v5': {'bfloat16': 459e12},
-  'TPU v6 lite': {'bfloat16': 918e12},
-  'NVIDIA A100-SXM4-40GB': {'bfloat16': 312e12, 'float32': 156e12},  # float32 as TF32.
-  'NVIDIA A100-SXM4-80GB': {'bfloat16': 312e12, 'float32': 156e12},
-  'NVIDIA H100 80GB HBM3': {'bfloat16': 989e12, 'float32': 495e12},
-  'NVIDIA H200': {'bfloat16': 989e12, 'float32': 495e12},
-}
+from jaxface.chips import CHIPS
 
 
 def time_repeatedly(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
@@ -50,8 +40,8 @@ def time_in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: f
 
 def share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | None:
   """Of the device that JAX computes on; None where its peak is not listed."""
-  peak = PEAKS.get(jax.devices()[0].device_kind, {}).get(dtype)
-  return flops_per_second_and_device / peak if peak else None
+  chip = CHIPS.get(jax.devices()[0].device_kind)
+  return None if chip is None else flops_per_second_and_device / chip.peak(dtype)
 
 
 def cost(compiled: Any, device_count: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -23,6 +24,7 @@ from jaxface.metrics.lpips import Lpips
 from jaxface.models.inception import InceptionFeatures
 from jaxface.models.resnet50_face import FaceResNet50
 from jaxface.models.vgg import VGG19, Vgg
+from jaxface.untrained import untrained
 
 # What to fetch for each network, by the names it is published under.
 _WHEEL = 'lpips-0.1.4-py3-none-any.whl'
@@ -40,6 +42,11 @@ _SOURCES = {
   'resnet50_face': "VGGFace2's fine-tuned ResNet-50 as VGGFace2-pytorch has it",
   'vgg19': "torchvision's weights; BeautyGAN's vgg_conv.pth will do, too",
 }
+# Before a network's name: of the published size, never trained, no file needed. It knows nothing, and takes its time.
+UNTRAINED = 'untrained:'
+
+# Large enough for every network.
+_SIDE = 96
 # Converter and module.
 _OF_ONE_FILE = {
   'inception': (inception, InceptionFeatures),
@@ -114,8 +121,11 @@ def register(
 def load(name: str, weights_dir: str | os.PathLike | None = None) -> Network:
   """Network `name`, a key of `FILES`, as `register` has made it; `weights_dir` is by default `default_dir()`.
 
-  UserError where it is not there, with what to download and which command to say.
+  With `UNTRAINED` before the name, one that was never trained, to measure speed. UserError where it is not there, with
+  what to download and which command to say.
   """
+  if name.startswith(UNTRAINED):
+    return _untrained(name.removeprefix(UNTRAINED))
   _check_name(name)
   path = Path(weights_dir or default_dir()) / f'{name}.npz'
   if not path.is_file():
@@ -127,8 +137,19 @@ def load(name: str, weights_dir: str | os.PathLike | None = None) -> Network:
     variables = traverse_util.unflatten_dict(flat, sep='/')
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} is damaged: {_how_to_get(name, weights_dir)}') from error
-  module = _OF_ONE_FILE[name][1]() if name in _OF_ONE_FILE else Lpips(name.removeprefix('lpips-'))
-  return Network(module, variables, files)
+  return Network(_module(name), variables, files)
+
+
+def _untrained(name: str) -> Network:
+  _check_name(name)
+  module = _module(name)
+  picture = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), np.float32)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *[picture] * (2 if isinstance(module, Lpips) else 1))
+  return Network(module, untrained(shapes), {})
+
+
+def _module(name: str) -> nn.Module:
+  return _OF_ONE_FILE[name][1]() if name in _OF_ONE_FILE else Lpips(name.removeprefix('lpips-'))
 
 
 def _check_name(name: str) -> None:

@@ -347,7 +347,7 @@ def make_vqgan(config: ConfigDict) -> VQGAN:
 
 def _make_perceptual(name: str, image_size: int) -> tuple[Perceptual | None, PyTree]:
   """The perceptual term that `loss.perceptual` names, and the variables of its network."""
-  if name == 'lpips-vgg':
+  if name.removeprefix(weights.UNTRAINED) == 'lpips-vgg':
     if image_size < LEAST_SIDE['vgg']:
       raise UserError(f'model.image_size={image_size} is too small for loss.perceptual=lpips-vgg; say random or none')
     network = weights.load(name)

@@ -1,0 +1,189 @@
+"""One step of a run, compiled for a pod from shapes and shardings alone."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
+
+from jaxface import hlo
+from jaxface.batch_shapes import batch_shapes
+from jaxface.errors import UserError
+from jaxface.parallel import JitEngine, check_batch_size, make_mesh
+from jaxface.roofline import Roofline, roofline
+from jaxface.speed import for_speed
+from jaxface.state import PyTree, for_evaluation
+from jaxface.tasks import make_task
+from jaxface.topology import Topology
+
+STEPS = ('train', 'evaluate')
+
+# The compiler then tries a sixth as hard: what it makes moves somewhat more.
+_QUICK = {'exec_time_optimization_effort': -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one device.
+
+  Attributes:
+    parameters, optimizer, frozen, other, batch: what the step is given, by our own count of shapes and shardings;
+      `other` is averaged copies and moving statistics.
+    given: the same altogether, as the compiler counts it, padding included.
+    temporaries, program: the compiler's, too.
+    available: what there is.
+  """
+
+  parameters: int
+  optimizer: int
+  frozen: int
+  other: int
+  batch: int
+  given: int
+  temporaries: int
+  program: int
+  available: int
+
+  @property
+  def planned(self) -> int:
+    """What the step is given, by our own count."""
+    return self.parameters + self.optimizer + self.frozen + self.other + self.batch
+
+  @property
+  def total(self) -> int:
+    """What the step needs at most; what it returns lies where its arguments lay."""
+    return self.given + self.temporaries + self.program
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler says of one step on one device.
+
+  `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit: there is then no program.
+  `loops` tells how many loops the program has, whose bodies are counted once.
+  """
+
+  step: str
+  topology: Topology
+  mesh: dict[str, int]
+  batch_size: int
+  dtype: str
+  seconds_to_compile: float
+  memory: Memory
+  flops: float | None = None
+  bytes_moved: float | None = None
+  exchanges: list[hlo.Collective] | None = None
+  estimate: Roofline | None = None
+  loops: int = 0
+
+  @property
+  def fits(self) -> bool:
+    """Whether there is a program: the compiler makes none that asks for more than there is."""
+    return self.flops is not None
+
+
+def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train', quick: bool = False) -> Compiled:
+  """Compiles the step that `jaxface train` (or `evaluate`) runs with this configuration, for these devices.
+
+  Networks whose weights are not there are taken untrained. `quick` compiles in a fraction of the time, less well.
+
+  Raises:
+    UserError: the configuration does not divide over the devices, or asks for `pmap`.
+  """
+  if step not in STEPS:
+    raise UserError(f'unknown step {step!r}; choose from {", ".join(STEPS)}')
+  if config.parallel.mode != 'jit':
+    raise UserError(f'parallel.mode={config.parallel.mode} compiles on the devices themselves; choose jit')
+  config = for_speed(config)
+  mesh = make_mesh(config.parallel.fsdp, topology.devices)
+  engine = JitEngine(make_task(config, training=step == 'train'), seed=config.seed, mesh=mesh)
+  check_batch_size(config.batch_size, engine.device_count * (config.accumulate_steps if step == 'train' else 1))
+  state = engine.abstract_state
+  shapes = batch_shapes(config, engine.task, config.batch_size)
+  if step == 'train':
+    batch = {k: _spread((1, *v.shape), v.dtype, engine.stacked_rows) for k, v in shapes.items() if k != 'weight'}
+    lowered = engine.train_step.lower(state, batch, None)
+  else:
+    state = for_evaluation(state)
+    batch = {k: _spread(v.shape, v.dtype, engine.rows) for k, v in shapes.items()}
+    lowered = engine.eval_step.lower(state, batch)
+
+  plan = {
+    'parameters': bytes_per_device(state.params),
+    'optimizer': bytes_per_device(state.opt_state),
+    'frozen': bytes_per_device(state.frozen),
+    'other': bytes_per_device((state.step, state.model_state, state.ema)),
+    'batch': bytes_per_device(batch),
+  }
+  about = {
+    'step': step,
+    'topology': topology,
+    'mesh': dict(zip(mesh.axis_names, mesh.devices.shape, strict=True)),
+    'batch_size': config.batch_size,
+    'dtype': config.model.dtype,
+  }
+  # Of v4 a device is half a chip.
+  whole_memory = int(topology.chip.memory / topology.devices_per_chip)
+  began = time.perf_counter()
+  try:
+    program = lowered.compile(compiler_options=_QUICK if quick else None)
+  except jax.errors.JaxRuntimeError as error:
+    wanted, available = _out_of_memory(error)
+    given = sum(plan.values())
+    memory = Memory(**plan, given=given, temporaries=max(wanted - given, 0), program=0, available=available)
+    return Compiled(**about, seconds_to_compile=time.perf_counter() - began, memory=memory)
+  seconds = time.perf_counter() - began
+  found, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
+  exchanges = hlo.collectives(text)
+  return Compiled(
+    **about,
+    seconds_to_compile=seconds,
+    memory=Memory(
+      **plan,
+      given=found.argument_size_in_bytes,
+      temporaries=found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes,
+      program=found.generated_code_size_in_bytes,
+      available=whole_memory,
+    ),
+    flops=cost['flops'],
+    bytes_moved=cost['bytes accessed'],
+    exchanges=exchanges,
+    estimate=roofline(
+      flops=cost['flops'],
+      bytes_moved=cost['bytes accessed'],
+      exchanges=exchanges,
+      chip=topology.chip,
+      dtype=config.model.dtype,
+      torus=topology.shape,
+      devices_per_chip=topology.devices_per_chip,
+    ),
+    loops=hlo.loops(text),
+  )
+
+
+def _spread(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def bytes_per_device(tree: PyTree) -> int:
+  """Of a tree of shapes with shardings, what one device holds; without the padding of its layouts."""
+  return sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+def _out_of_memory(error: jax.errors.JaxRuntimeError) -> tuple[int, int]:
+  """Bytes that a program wanted, arguments included, and bytes there are; raises anew what is about something else."""
+  sizes = re.findall(r'\b(\d+(?:\.\d+)?)([KMGT]?)\b', str(error).partition('emory')[2])
+  if not str(error).startswith('RESOURCE_EXHAUSTED') or len(sizes) < 2:
+    raise error
+  wanted, available = (int(float(number) * _UNITS[unit]) for number, unit in sizes[:2])
+  return wanted, available

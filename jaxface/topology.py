@@ -1,0 +1,103 @@
+"""TPU pods that need not be there: devices to compile for, as libtpu describes them."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+
+from jaxface.chips import CHIPS, Chip
+from jaxface.errors import UserError
+
+# Slices that are let, by generation: chips along each axis of the torus.
+_FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_SOLID = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16')
+KNOWN = {'v4': _SOLID, 'v5e': _FLAT, 'v5p': _SOLID, 'v6e': _FLAT}
+
+_QUIET = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': '',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  # Where there is no TPU to share, several may compile.
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+_HOW = "compiling for a TPU needs libtpu: pip install 'jaxface[tpu-aot]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """A pod slice, or several alike.
+
+  Attributes:
+    name: such as 'v5p:4x4x4'.
+    shape: chips along each axis of one slice.
+    slices: how many there are; data-centre network joins them.
+    devices: JAX's, of all slices; of some generations a chip is two.
+    chip: what one chip can do.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  slices: int
+  devices: Sequence
+  chip: Chip
+
+  @property
+  def chips(self) -> int:
+    """Of all slices."""
+    return math.prod(self.shape) * self.slices
+
+  @property
+  def devices_per_chip(self) -> int:
+    """1, or 2 where JAX sees the cores of a chip."""
+    return len(self.devices) // self.chips
+
+
+def without_tpu() -> None:
+  """Makes JAX compute on the CPU, and libtpu not ask the network for a TPU; call it before anything else does."""
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  for name, value in _QUIET.items():
+    os.environ.setdefault(name, value)
+  import jax
+
+  # In case that JAX was imported before it could read the environment.
+  jax.config.update('jax_platforms', 'cpu')
+
+
+def known(generation: str) -> str:
+  """The slices of a generation, for people to read."""
+  return ', '.join(f'{generation}:{shape}' for shape in KNOWN[generation])
+
+
+def get_topology(name: str, slices: int = 1) -> Topology:
+  """Devices of `slices` pod slices called `name`, such as 'v5e:4x8'; say `without_tpu` before.
+
+  Raises:
+    UserError: libtpu is not installed, or there is no such slice.
+  """
+  generation, _, shape = name.partition(':')
+  if generation not in KNOWN:
+    raise UserError(f'unknown topology {name!r}; choose from {"; ".join(known(each) for each in KNOWN)}')
+  if shape not in KNOWN[generation]:
+    raise UserError(f'unknown topology {name!r}; choose from {known(generation)}')
+  if slices < 1:
+    raise UserError(f'--slices {slices}; at least 1')
+  from jax.experimental import topologies
+
+  sides = tuple(int(side) for side in shape.split('x'))
+  options = {'num_slices': slices} if slices > 1 else {}
+  if math.prod(sides) == 1:
+    options['chips_per_host_bounds'] = (1, 1, 1)
+  try:
+    devices = topologies.get_topology_desc(name, 'tpu', **options).devices
+  except (RuntimeError, ImportError, ValueError) as error:
+    if _has_libtpu():
+      raise UserError(f'libtpu knows no {name}: {str(error).splitlines()[0]}') from error
+    raise UserError(_HOW) from error
+  return Topology(name, sides, slices, devices, CHIPS[devices[0].device_kind])
+
+
+def _has_libtpu() -> bool:
+  import importlib.util
+
+  return importlib.util.find_spec('libtpu') is not None

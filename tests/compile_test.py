@@ -1,0 +1,159 @@
+"""`jaxface compile`: the TPU's own compiler where it is installed; how it is asked and what is said of it."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxface.chips import CHIPS
+from jaxface.cli import main
+from jaxface.compile import fsdp_of, report, scaling_table
+from jaxface.compile_advice import advice
+from jaxface.compile_step import Compiled, Memory
+from jaxface.errors import UserError
+from jaxface.hlo import Collective
+from jaxface.roofline import roofline
+from jaxface.topology import Topology, get_topology
+from tests.smoke import EXPERIMENT, REPOSITORY, smoke_config
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+  device_kind: str = 'TPU v5 lite'
+
+
+def _compiled(chips: int = 4, **changes) -> Compiled:
+  topology = Topology(f'v5e:{chips}', (2, chips // 2), 1, [_Device()] * chips, CHIPS['TPU v5 lite'])
+  memory = Memory(2 * GIB, 4 * GIB, GIB, 0, GIB // 2, int(7.6 * GIB), GIB, GIB // 10, 16 * GIB)
+  work = {'flops': 2e12, 'bytes_moved': 8e9, 'exchanges': [Collective('all-reduce', 10**8, False, 'norm')]}
+  estimate = roofline(**work, chip=topology.chip, dtype='bfloat16', torus=topology.shape)
+  mesh = {'data': chips, 'fsdp': 1}
+  given = {'mesh': mesh, 'batch_size': 64 * chips, 'dtype': 'bfloat16', 'seconds_to_compile': 9.0, 'memory': memory}
+  return Compiled(**{'step': 'train', 'topology': topology, **given, **work, 'estimate': estimate, **changes})
+
+
+def _too_large(**changes) -> Compiled:
+  nothing = {'flops': None, 'bytes_moved': None, 'exchanges': None, 'estimate': None}
+  memory = Memory(4 * GIB, 8 * GIB, GIB, 0, GIB, 14 * GIB, 10 * GIB, 0, 16 * GIB)
+  return _compiled(memory=memory, **nothing, **changes)
+
+
+def test_the_report_says_what_bounds_the_step():
+  text = report('x.py:y', _compiled())
+  assert 'batch 256 (64 a chip)' in text
+  assert 'mesh data=4,fsdp=1' in text
+  assert 'parameters      2.000' in text
+  assert '54%' in text
+  # 2 TFLOP at 197 TFLOP/s, 8 GB at 819 GB/s, 0.1 GB twice over two links of 45 GB/s.
+  assert '10.152 ms' in text
+  assert '9.768 ms' in text
+  assert '2.222 ms' in text
+  assert 'a step takes 12.37 ms or more, bound by compute' in text
+  assert '82% of peak' in text
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would_do():
+  compiled = _too_large(dtype='float32')
+  assert 'does not fit, by 8 GiB' in report('x.py:y', compiled)
+  config = smoke_config('mask_l1')
+  config.batch_size = compiled.batch_size
+  lines = advice(config, compiled)
+  # 12 GiB of parameters and what belongs to them, 1 of frozen networks, 11 that grow with the rows.
+  assert lines[0] == '--config.parallel.fsdp=4: about 15 of 16 GiB, fits'
+  assert lines[1] == '--config.batch_size=68: about 15.9 of 16 GiB, fits'
+  assert lines[2].startswith('--config.accumulate_steps=64: about 17.2')
+  assert lines[2].endswith('does not fit alone')
+  assert lines[3] == '--config.model.dtype=bfloat16: about 18.5 of 16 GiB, does not fit alone'
+  assert 'remat' in lines[4]
+
+
+def test_weak_scaling_is_beside_the_first():
+  slower = dataclasses.replace(_compiled(16), estimate=dataclasses.replace(_compiled().estimate, exposed=0.0))
+  lines = scaling_table([_compiled(), slower, _too_large()]).splitlines()
+  assert lines[2].endswith('100.0%')
+  assert '121.9%' in lines[3]
+  assert 'does not fit' in lines[4]
+
+
+@pytest.mark.parametrize(('mesh', 'fsdp'), [('data=4,fsdp=2', 2), ('fsdp=8', 8), ('data=2', 4), ('fsdp=1,data=8', 1)])
+def test_a_mesh_in_words(mesh, fsdp):
+  assert fsdp_of(mesh, 8) == fsdp
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'told'),
+  [
+    ('data=3,fsdp=2', '--mesh data=3,fsdp=2 has 6 devices, the topology 8; choose from data=8,fsdp=1; data=4,fsdp=2'),
+    ('model=2', "'model=2' is no side of a mesh"),
+    ('data=0', "'data=0' is no side of a mesh"),
+    ('data', "'data' is no side of a mesh"),
+  ],
+)
+def test_a_mesh_that_is_none(mesh, told):
+  with pytest.raises(UserError) as error:
+    fsdp_of(mesh, 8)
+  assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'told'),
+  [('v9:2x2', "unknown topology 'v9:2x2'; choose from v4:2x2x1"), ('v5e:3x3', 'choose from v5e:1x1, v5e:2x2')],
+)
+def test_an_unknown_topology_lists_the_known(name, told):
+  with pytest.raises(UserError) as error:
+    get_topology(name)
+  assert told in str(error.value)
+
+
+def _say(*words: str) -> subprocess.CompletedProcess:
+  # A process of its own: this one computes on eight devices.
+  environment = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
+  command = [sys.executable, '-m', 'jaxface.cli', 'compile', *words]
+  return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=900)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed')
+def test_without_libtpu_it_says_how_to_get_it(capsys):
+  assert main(['compile', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--topology', 'v5e:2x2']) == 2
+  assert "pip install 'jaxface[tpu-aot]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def compiled(tmp_path_factory):
+  """Two steps compiled by the TPU's compiler: for four chips, and for eight with as many rows a chip."""
+  if importlib.util.find_spec('libtpu') is None:
+    pytest.skip('libtpu is not installed: pip install .[tpu-aot]')
+  out = tmp_path_factory.mktemp('compile') / 'found.json'
+  done = _say(
+    '--config', f'{EXPERIMENT}:nomask_l2,smoke', '--topology', 'v5e:2x2', '--sweep', 'v5e:2x4', '--quick',
+    '--out', str(out), '--config.model.width_multiplier=1.0', '--config.model.latent_dim=256',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return json.loads(out.read_text()), done.stdout
+
+
+def test_the_compiler_is_given_what_the_plan_says(compiled):
+  memory = compiled[0][0]['memory_bytes']
+  planned = sum(memory[part] for part in ('parameters', 'optimizer', 'frozen', 'other', 'batch'))
+  assert memory['given'] == pytest.approx(planned, rel=0.1)
+  assert memory['optimizer'] == pytest.approx(2 * memory['parameters'], rel=0.01)
+
+
+def test_weak_scaling_leaves_a_chips_work_as_it_is(compiled):
+  four, eight = compiled[0]
+  assert (four['chips'], four['batch_size'], eight['chips'], eight['batch_size']) == (4, 8, 8, 16)
+  assert eight['flops'] == pytest.approx(four['flops'], rel=0.01)
+  assert eight['bytes_moved'] == pytest.approx(four['bytes_moved'], rel=0.05)
+  # Sums of gradients and of BatchNorm's moments; no device sees another's pictures.
+  assert set(four['exchanges']) == set(eight['exchanges']) == {'all-reduce'}
+
+
+def test_the_table_is_printed(compiled):
+  assert 'weak scaling' in compiled[1]
+  assert 'v5e:2x4' in compiled[1]
