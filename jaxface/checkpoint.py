@@ -13,6 +13,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from jaxface.errors import UserError
+from jaxface.folders import folder, in_object_store
 from jaxface.state import TrainState, for_evaluation
 from jaxface.workdir import CHECKPOINT_FOLDER
 
@@ -46,7 +47,8 @@ class Checkpoints:
           keep_checkpoints_without_metrics=False,
         )
       )
-    self.folder = Path(workdir).absolute() / CHECKPOINT_FOLDER
+    workdir = folder(workdir)
+    self.folder = (workdir if in_object_store(workdir) else workdir.absolute()) / CHECKPOINT_FOLDER
     if read_only and not self.folder.is_dir():  # Orbax would make it.
       raise UserError(f'{workdir} has no checkpoints; give the --workdir of a run that `jaxface train` has saved')
     self._orbax = ocp.training.Checkpointer(

@@ -44,14 +44,16 @@ def _one_line(error: BaseException) -> str:
   return reason.removeprefix('ValueError: ')
 
 
-def _train(args: argparse.Namespace) -> None:
-  from jaxface.parallel import start_processes
+def _train(args: argparse.Namespace) -> int:
+  from jaxface.folders import folder
+  from jaxface.processes import speaks, start_processes
 
   start_processes(args.coordinator, args.num_processes, args.process_id)
 
   from jaxface.train import train
   from jaxface.workdir import CONFIG_FILE, read_config
 
+  args.workdir = folder(args.workdir)
   if args.config:
     config = load_config(args.config, args.overrides)
   elif (args.workdir / CONFIG_FILE).is_file():
@@ -63,11 +65,16 @@ def _train(args: argparse.Namespace) -> None:
   if args.data_dir is not None:
     config.data.data_dir = str(args.data_dir)
   outcome = train(config, args.workdir, quiet=args.quiet)
-  if outcome.finished and not args.quiet:
+  if outcome.finished and not args.quiet and speaks():
     print(f'trained to step {outcome.step}; curves, pictures and checkpoints are in {args.workdir}')
+  return 0 if outcome.finished else args.stopped_status
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+  from jaxface.processes import start_processes
+
+  start_processes(args.coordinator, args.num_processes, args.process_id)
+
   from jaxface.evaluate import evaluate_runs
 
   evaluate_runs(
@@ -112,13 +119,22 @@ def _ablation(args: argparse.Namespace) -> None:
   ablation(make_config, args.workdir, variants=variants, data_dir=args.data_dir, split=args.split)
 
 
-def _benchmark(args: argparse.Namespace) -> None:
-  from jaxface.benchmark import benchmark
+def _benchmark(args: argparse.Namespace) -> int:
+  from jaxface.benchmark.command import benchmark
 
   config = load_config(args.config, args.overrides)
   if args.data_dir is not None:
     config.data.data_dir = str(args.data_dir)
-  benchmark(config, only=args.only.split(',') if args.only else None, out=args.out, seconds=args.seconds)
+  fine = benchmark(
+    config,
+    only=args.only.split(',') if args.only else None,
+    out=args.out,
+    seconds=args.seconds,
+    profile=args.profile,
+    against=args.compare,
+    slow_down=args.slow_down,
+  )
+  return 0 if fine else 1
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -144,6 +160,14 @@ def _add_workdir(parser: argparse.ArgumentParser, several: bool = False) -> None
   parser.add_argument('--checkpoint', default='best', help="'best' (by validation), 'latest' or a step; default best")
 
 
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--coordinator', help="HOST:PORT of process 0, for a run of several processes; 'auto' asks the cluster"
+  )
+  parser.add_argument('--num-processes', type=int)
+  parser.add_argument('--process-id', type=int)
+
+
 def make_parser() -> argparse.ArgumentParser:
   """All commands and their options."""
   parser = argparse.ArgumentParser(prog='jaxface', description=__doc__.partition('\n')[0])
@@ -155,11 +179,12 @@ def make_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=run, takes_overrides=False)
     return sub
 
-  from jaxface import compile, makeup, parse, prepare, score, synthesize
+  from jaxface import makeup, parse, prepare, score, synthesize
+  from jaxface.aot import command as aot
 
   for module in (prepare, parse, score, makeup, synthesize):
     module.register(commands)
-  compile.register(commands, load_config)
+  aot.register(commands, load_config)
 
   sub = command('train', _train, 'train a system, or go on with a run')
   sub.set_defaults(takes_overrides=True)
@@ -172,10 +197,9 @@ def make_parser() -> argparse.ArgumentParser:
   )
   sub.add_argument('--quiet', action='store_true', help='no progress bar')
   sub.add_argument(
-    '--coordinator', help="HOST:PORT of process 0, for a run of several processes; 'auto' asks the cluster"
+    '--stopped-status', type=int, default=0, help='exit status of a run that was asked to stop and has saved; default 0'
   )
-  sub.add_argument('--num-processes', type=int)
-  sub.add_argument('--process-id', type=int)
+  _add_processes(sub)
 
   sub = command(
     'evaluate', _evaluate, 'measure one or several runs on a split and compare them in a table and a figure'
@@ -197,6 +221,7 @@ def make_parser() -> argparse.ArgumentParser:
   )
   sub.add_argument('--allow-few', action='store_true', help='FID of few pictures, knowing that it means little')
   sub.add_argument('--weights-dir', type=Path, help='where `jaxface convert` has put the networks of --metrics')
+  _add_processes(sub)
 
   sub = command('reconstruct', _reconstruct, 'reconstruct pictures or folders of them')
   _add_workdir(sub)
@@ -232,12 +257,15 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--data-dir', type=Path)
   sub.add_argument('--split', default='test')
 
-  sub = command('benchmark', _benchmark, 'measure throughput: steps, loader, SSIM against dm-pix')
+  sub = command('benchmark', _benchmark, 'measure throughput: steps, evaluation, loader, a system in use')
   sub.set_defaults(takes_overrides=True)
   sub.add_argument('--config', default='experiments/vae.py:mask_ssim_l2', help='FILE:VARIANT')
   sub.add_argument('--only', help='comma-separated parts; default all')
   sub.add_argument('--seconds', type=float, default=10.0, help='time to measure each row for')
   sub.add_argument('--data-dir', type=Path)
+  sub.add_argument('--profile', type=Path, metavar='DIR', help='write a trace of some calls of every row, for XProf')
+  sub.add_argument('--compare', type=Path, metavar='FILE', help='an earlier --out; exits with 1 where a row is slower')
+  sub.add_argument('--slow-down', type=float, default=0.1, help='share of its rate that a row may lose; default 0.1')
   sub.add_argument('--out', type=Path, help='JSON file')
 
   sub = command('convert', _convert, 'turn public weights into what the other commands use')

@@ -4,16 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxface import figures, input_pipeline
 from jaxface.errors import UserError
+from jaxface.folders import folder, written_locally
 from jaxface.parallel import Engine, check_batch_size
 from jaxface.perceptual import Perceptual
+from jaxface.processes import giving_up_together, process_and_count, speaks
 from jaxface.runs import Run, load_run, open_split
 from jaxface.state import TrainState, for_evaluation
-from jaxface.workdir import write_atomically
+from jaxface.workdir import read_config, write_atomically
 
 Metrics = dict[str, float]
 _COMPARED_EXAMPLES = 8
@@ -28,8 +29,7 @@ def evaluate_state(
   """
   light = for_evaluation(current)
   sums: dict[str, np.ndarray] = {}
-  process = (jax.process_index(), jax.process_count())
-  for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process, limit=limit):
+  for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process_and_count(), limit=limit):
     host = engine.metrics_on_host(engine.eval_step(light, engine.put(batch)))
     for name, value in host.items():
       sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)
@@ -69,13 +69,16 @@ def table(results: Mapping[str, Metrics]) -> str:
 
 
 def compare(runs: Sequence[Run], dataset: input_pipeline.Dataset) -> np.ndarray:
-  """The papers' comparison figure, uint8 [H, W, 3]: a row for each of some examples, what is given, then each run's."""
+  """The papers' comparison figure, uint8 [H, W, 3]: a row for each of some examples, what is given, then each run's.
+
+  All processes of a run draw it together.
+  """
   columns: dict[str, np.ndarray] = {}
   for run in runs:
     rows = -(-_COMPARED_EXAMPLES // run.engine.device_count) * run.engine.device_count
-    batch = next(input_pipeline.eval_batches(dataset, batch_size=rows, limit=1))
+    batch = next(input_pipeline.eval_batches(dataset, batch_size=rows, process=process_and_count(), limit=1))
     shown = run.engine.render(run.state, run.engine.put(batch))
-    real = int(batch['weight'].sum())
+    real = min(rows, len(dataset))
     task = run.engine.task
     for name in task.given:
       columns.setdefault(name, shown[name][:real])
@@ -103,16 +106,21 @@ def evaluate_runs(
 ) -> dict[str, Metrics]:
   """Measures runs on one split; prints a table and writes results.json and comparison.png into `out`.
 
+  With several processes each reads its share; process 0 prints and writes.
+
   `metrics` names what to add, see `jaxface.perceptual.METRICS`; most need networks of the user's download, 'miou' the
   workdir of a face `parser`. With `draws`
   every picture is given so many references, drawn at random, and the figures are the means over the draws; the table
   then has their standard deviations, too.
   """
   perceptual = Perceptual(metrics, allow_few=allow_few, weights_dir=weights_dir, parser=parser)
+  with giving_up_together():
+    for workdir in workdirs:
+      read_config(workdir)
   runs = [load_run(workdir, checkpoint) for workdir in workdirs]
   if len({run.name for run in runs}) < len(runs):
     raise UserError('two workdirs have the same name; a table could not tell them apart')
-  out = Path(out or Path(workdirs[0]) / 'evaluation')
+  out = folder(out or folder(workdirs[0]) / 'evaluation')
   results: dict[str, Metrics] = {}
   for run in runs:
     if data is not None:
@@ -123,7 +131,8 @@ def evaluate_runs(
     check_batch_size(rows, run.engine.device_count)
     found = []
     for draw in range(draws) if draws else (None,):
-      dataset = open_split(run.config, run.engine, split, draw=draw)
+      with giving_up_together():
+        dataset = open_split(run.config, run.engine, split, draw=draw)
       found.append(evaluate_state(run.engine, run.state, dataset, batch_size=rows))
       if metrics:
         found[-1] |= perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
@@ -136,11 +145,14 @@ def evaluate_runs(
     **runs[0].engine.task.protocol,
     **perceptual.protocol,
   }
-  print('\n'.join(f'{name}: {value}' for name, value in protocol.items()))
-  print('\n' + table(results))
-  if jax.process_index() == 0:
+  if speaks():
+    print('\n'.join(f'{name}: {value}' for name, value in protocol.items()))
+    print('\n' + table(results))
+  comparison = compare(runs, dataset)
+  if speaks():
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / 'results.json', json.dumps({'protocol': protocol, 'results': results}, indent=2))
-    figures.save_png(out / 'comparison.png', compare(runs, dataset))
+    with written_locally(out / 'comparison.png') as file:
+      figures.save_png(file, comparison)
     print(f'\nwritten: {out / "results.json"}, {out / "comparison.png"}')
   return results

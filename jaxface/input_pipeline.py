@@ -206,7 +206,8 @@ def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> It
 
 def default_workers() -> int:
   """Decoding processes that leave this machine's cores to the rest: none on a small one, where threads do."""
-  cores = os.cpu_count() or 1
+  # Those that a scheduler gave to this process, where the system tells.
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
   return 0 if cores <= 4 else min(16, cores // 2)
 
 

@@ -13,54 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxface.collectives import mean_over_devices, sum_over_devices
 from jaxface.errors import UserError
 from jaxface.fields import take
+from jaxface.meshes import BATCH_AXES, make_mesh
+from jaxface.processes import start_processes as start_processes
 from jaxface.state import PyTree, TrainState, for_evaluation
 from jaxface.tasks.task import Task
 
 Batch = Mapping[str, Any]
 Rule = Callable[[tuple[int, ...], Mesh], P]
 
-# Rows of a batch are spread over both axes: `fsdp` devices share parameters, not pictures.
-BATCH_AXES = ('data', 'fsdp')
 PMAP_AXIS = 'batch'
 MODES = ('jit', 'pmap')
-
-
-def start_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-  """Joins this process to a run of several; call it before anything else touches JAX.
-
-  With no arguments but `coordinator='auto'`, JAX reads the cluster it runs on (TPU pod, Slurm, Open MPI, Kubernetes).
-  """
-  if coordinator is None:
-    if num_processes is not None or process_id is not None:
-      raise UserError('--num-processes and --process-id need --coordinator HOST:PORT (or --coordinator auto)')
-    return
-  if coordinator == 'auto':
-    jax.distributed.initialize()
-    return
-  if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
-    raise UserError(
-      f'--coordinator {coordinator} needs --num-processes N and --process-id I with 0 <= I < N; '
-      f'got N={num_processes}, I={process_id}'
-    )
-  jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with axes ('data', 'fsdp') over all devices, `fsdp` of them sharing one copy of the parameters."""
-  devices = list(devices if devices is not None else jax.devices())
-  if fsdp < 1 or len(devices) % fsdp:
-    legal = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-    raise UserError(f'parallel.fsdp={fsdp} does not divide {len(devices)} devices; choose from {legal}')
-  # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
-  return jax.make_mesh(
-    (len(devices) // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
-  )
 
 
 def check_batch_size(batch_size: int, divisor: int, name: str = 'batch_size') -> None:
@@ -251,12 +219,18 @@ class JitEngine:
 
   @functools.cached_property
   def _render(self) -> Callable[..., dict[str, jax.Array]]:
-    return jax.jit(
-      self.task.render, in_shardings=(self._eval_sharding, self.rows, self.whole), out_shardings=self.whole
-    )
+    def render(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+      # With several processes, a batch lies in the order of the devices that hold it.
+      order = jnp.argsort(batch['row'])
+      return self.task.render(state, {name: values[order] for name, values in batch.items()}, key)
+
+    return jax.jit(render, in_shardings=(self._eval_sharding, self.rows, self.whole), out_shardings=self.whole)
 
   def render(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
-    """The task's pictures of a batch, on the host, in the order of `task.columns`: {name: [N, H, W, 1 or 3]}."""
+    """The task's pictures of a batch, on the host: {name: float [N, H, W, 1 or 3] in [0, 1]}.
+
+    Names come in the order of `task.columns`, pictures in that of the batch's 'row'.
+    """
     pictures = self._render(state, batch, jax.random.key(self.seed))
     # JAX sorts the keys of a dictionary; a reader wants the task's order.
     return {

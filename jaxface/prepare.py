@@ -281,8 +281,9 @@ def _keep_parsed(builder, path: Path, parser: 'Parser | None') -> Iterator[None]
 
 
 def _local(data_dir: str | os.PathLike | None) -> Path:
-  if data_dir is not None and '://' in os.fspath(data_dir):
-    raise UserError(f'data_dir={os.fspath(data_dir)!r}: not a local folder; prepare locally, and copy the result')
+  # A path has made one stroke of two.
+  if data_dir is not None and re.match(r'[a-z][a-z0-9]+:/', os.fspath(data_dir)):
+    raise UserError(f'data_dir={os.fspath(data_dir)!r}: not a local folder; mount it, or prepare on a disk and copy')
   return default_data_dir() if data_dir is None else Path(data_dir).expanduser().absolute()
 
 

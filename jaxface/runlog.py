@@ -11,6 +11,7 @@ import tensorboardX
 import tqdm
 
 from jaxface import figures
+from jaxface.folders import append, folder, written_locally
 from jaxface.workdir import write_atomically
 
 METRICS_FILE = 'metrics.jsonl'
@@ -18,7 +19,7 @@ METRICS_FILE = 'metrics.jsonl'
 
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
   """The lines of a run's metrics file, oldest first."""
-  path = Path(workdir) / METRICS_FILE
+  path = folder(workdir) / METRICS_FILE
   return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -33,7 +34,6 @@ class RunLog:
     self._images_per_step = images_per_step
     kept = [record for record in read_metrics(workdir) if record['step'] <= first_step]
     write_atomically(workdir / METRICS_FILE, ''.join(json.dumps(record) + '\n' for record in kept))
-    self._file = open(workdir / METRICS_FILE, 'a')  # noqa: SIM115
     self._board = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1)
     self._bar = tqdm.tqdm(
       initial=first_step, total=total_steps, unit='step', dynamic_ncols=True, disable=quiet, desc=workdir.name
@@ -50,7 +50,6 @@ class RunLog:
   ) -> None:
     self._bar.close()
     self._board.close()
-    self._file.close()
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
@@ -77,8 +76,8 @@ class RunLog:
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line of metrics; names read 'train/loss', 'validation/ssim'."""
-    self._file.write(json.dumps({'step': step, **{name: float(value) for name, value in values.items()}}) + '\n')
-    self._file.flush()
+    record = {'step': step, **{name: float(value) for name, value in values.items()}}
+    append(self.workdir / METRICS_FILE, json.dumps(record) + '\n')
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
     shown = {'train/loss': 'loss', 'train/images_per_second': 'images/s'}
@@ -88,7 +87,8 @@ class RunLog:
   def pictures(self, step: int, columns: Mapping[str, np.ndarray]) -> None:
     """Writes a grid, one row an example and one column a name, as PNG and into TensorBoard."""
     sheet = figures.titled_columns(columns)
-    figures.save_png(self.workdir / 'pictures' / f'step_{step:08d}.png', sheet)
+    with written_locally(self.workdir / 'pictures' / f'step_{step:08d}.png') as file:
+      figures.save_png(file, sheet)
     self._board.add_image('pictures', sheet, step, dataformats='HWC')
 
 

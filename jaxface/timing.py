@@ -41,7 +41,7 @@ def time_in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: f
 def share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | None:
   """Of the device that JAX computes on; None where its peak is not listed."""
   chip = CHIPS.get(jax.devices()[0].device_kind)
-  return None if chip is None else flops_per_second_and_device / chip.peak(dtype)
+  return flops_per_second_and_device / chip.flops[dtype] if chip and dtype in chip.flops else None
 
 
 def cost(compiled: Any, device_count: int) -> dict[str, float]:

@@ -20,7 +20,9 @@ from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_state
+from jaxface.folders import folder, written_locally
 from jaxface.parallel import Batch, Engine, check_batch_size
+from jaxface.processes import giving_up_together, process_and_count, speaks
 from jaxface.runlog import RunLog, SilentLog, read_metrics
 from jaxface.runs import engine_for, open_split
 from jaxface.state import TrainState, for_evaluation, parameter_table, size_in_bytes
@@ -51,15 +53,18 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
   Raises UserError for a configuration, dataset or workdir that cannot work, before anything is computed, and
   NonFiniteError at the first loss that is no number; the last good checkpoint stays.
   """
-  workdir = Path(workdir)
+  workdir = folder(workdir)
   engine = engine_for(config)
   _check_numbers(config, engine)
-  train_set = open_split(config, engine, config.data.train_split)
-  _check_best(config, engine, train_set)
   with contextlib.ExitStack() as stack:
-    if jax.process_index() == 0:
-      stack.enter_context(workdirs.locked(workdir))
-      _describe_run(config, workdir, engine)
+    with giving_up_together():
+      train_set = open_split(config, engine, config.data.train_split)
+      _check_best(config, engine, train_set)
+      if speaks():
+        stack.enter_context(workdirs.locked(workdir))
+        _describe_run(config, workdir, engine)
+    with giving_up_together():
+      workdirs.check_shared(workdir)
     checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best))
     stop = stack.enter_context(StopRequest())
     state, first_step, origin = _first_state(config, engine, checkpoints, train_set)
@@ -75,8 +80,9 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
       raise NonFiniteError(
         f'{error}; last good checkpoint: {kept}; lower optimizer.learning_rate or look at the data of that step'
       ) from None
-  if jax.process_index() == 0:
-    figures.plot_losses(workdir / 'losses.png', read_metrics(workdir))
+  if speaks():
+    with written_locally(workdir / 'losses.png') as file:
+      figures.plot_losses(file, read_metrics(workdir))
   return outcome
 
 
@@ -204,7 +210,7 @@ def _describe_run(config: ConfigDict, workdir: Path, engine: Engine) -> None:
 
 
 def _make_log(config: ConfigDict, workdir: Path, first_step: int, quiet: bool) -> RunLog | SilentLog:
-  if jax.process_index() != 0:
+  if not speaks():
     return SilentLog()
   return RunLog(
     workdir,
@@ -245,8 +251,9 @@ def _open_validation(
     log.say(f'training without validation: {error}')
     dataset = None
   rows = -(-_RENDERED_ROWS // engine.device_count) * engine.device_count
-  process = (jax.process_index(), jax.process_count())
-  examples = next(input_pipeline.eval_batches(dataset or train_set, batch_size=rows, process=process, limit=1))
+  examples = next(
+    input_pipeline.eval_batches(dataset or train_set, batch_size=rows, process=process_and_count(), limit=1)
+  )
   return dataset, engine.put(examples)
 
 
@@ -254,8 +261,9 @@ def _check_best(config: ConfigDict, engine: Engine, train_set: input_pipeline.Da
   """Finds out what validation will report, without computing it: the first one may be hours away."""
   if config.best_is not in _BEST_IS:
     raise UserError(f'best_is={config.best_is!r}; choose from {", ".join(_BEST_IS)}')
-  process = (jax.process_index(), jax.process_count())
-  examples = next(input_pipeline.eval_batches(train_set, batch_size=config.batch_size, process=process, limit=1))
+  examples = next(
+    input_pipeline.eval_batches(train_set, batch_size=config.batch_size, process=process_and_count(), limit=1)
+  )
   measured = engine.abstract_metrics(examples)
   names = engine.task.summary({name: np.ones(shape.shape) for name, shape in measured.items()})
   if config.best_metric not in names:
@@ -269,7 +277,7 @@ def _open_stream(
     'batch_size': config.batch_size,
     'seed': config.seed,
     'next_batch': next_batch,
-    'process': (jax.process_index(), jax.process_count()),
+    'process': process_and_count(),
   }
   if config.data.resident:
     engine.put_dataset(input_pipeline.load_whole(dataset))

@@ -17,6 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
+from jaxface.folders import folder, in_object_store
 
 CONFIG_FILE = 'config.json'
 ENVIRONMENT_FILE = 'environment.json'
@@ -31,6 +32,9 @@ FREE_KEYS = (
 
 def write_atomically(path: Path, text: str) -> None:
   """Writes `text` so that a reader sees the old file or the new one, never half of it."""
+  if in_object_store(path):  # Objects are written whole or not at all.
+    path.write_text(text)
+    return
   draft = path.with_name(path.name + '.draft')
   draft.write_text(text)
   os.replace(draft, path)
@@ -38,15 +42,21 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Holds `workdir` (made if missing) for this run alone; the lock goes with the process, however it ends."""
+  """Holds `workdir` (made if missing) for this run alone; the lock goes with the process, however it ends.
+
+  Object stores have no locks: there, nothing keeps a second run away.
+  """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = open(workdir / '.lock', 'w')  # noqa: SIM115
+    lock = contextlib.nullcontext() if in_object_store(workdir) else open(workdir / '.lock', 'w')  # noqa: SIM115
   except OSError as error:
-    raise UserError(f'cannot write to the workdir {workdir}: {error.strerror}; choose another --workdir') from error
-  with lock:
+    raise UserError(
+      f'cannot write to the workdir {workdir}: {error.strerror or error}; choose another --workdir'
+    ) from error
+  with lock as file:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if file is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(
         f'the workdir {workdir} is in use by another run; wait for it or choose another --workdir'
@@ -65,7 +75,7 @@ def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 def read_config(workdir: Path) -> ConfigDict:
   """The configuration that the run in `workdir` was started with."""
-  path = Path(workdir) / CONFIG_FILE
+  path = folder(workdir) / CONFIG_FILE
   if not path.is_file():
     raise UserError(f'{workdir} holds no run (no {CONFIG_FILE}); give the --workdir of `jaxface train`')
   return ConfigDict(_tuples(json.loads(path.read_text())))
@@ -130,8 +140,19 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
   write_atomically(workdir / ENVIRONMENT_FILE, json.dumps(environment(), indent=2))
 
 
+def check_shared(workdir: Path) -> None:
+  """Raises where this process does not see what process 0 has written into `workdir`."""
+  if not (workdir / CONFIG_FILE).is_file():
+    raise UserError(
+      f'process {jax.process_index()} does not see the workdir {workdir} that process 0 has made; '
+      'several processes need a --workdir that all of them share, such as gs://, NFS, Lustre or a mounted bucket'
+    )
+
+
 def check_disk(workdir: Path, needed: int) -> None:
   """Raises before anything is written when fewer than `needed` bytes are free."""
+  if in_object_store(workdir):
+    return
   free = shutil.disk_usage(workdir).free
   if free < needed:
     raise UserError(

@@ -22,47 +22,17 @@ from jaxface.layers import Dtype
 from jaxface.models.unet_layers import Conv, GroupNorm, torch_init
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
 def grouped_conv3x3(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> jax.Array:
   """Cross-correlation of every group of channels by its own kernel, with one zero on every side.
 
   [B, H, W, G I], kernel [3, 3, I, G O], G = `groups` -> [B, h, w, G O] in x's dtype, h = ceil(H / stride).
 
-  XLA on CPU takes 30 to 100 times as long for its gradients as the matrix products do that a program lowered for CPU
-  contains.
-  """
-  by_products = functools.partial(_by_products, groups=groups, stride=stride)
-  by_window = functools.partial(_by_window, groups=groups, stride=stride)
-  return lax.platform_dependent(x, kernel, cpu=by_products, default=by_window)
-
-
-def _conv_and_save(x: jax.Array, kernel: jax.Array, groups: int, stride: int):
-  return grouped_conv3x3(x, kernel, groups, stride), (x, kernel)
-
-
-def _conv_gradients(groups: int, stride: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array):
-  # Shifted copies of x are made again: kept, they would be three to nine times x.
-  def pulled_back(conv, x, kernel, gradient):
-    return jax.vjp(functools.partial(conv, groups=groups, stride=stride), x, kernel)[1](gradient)
-
-  by_products, by_window = (functools.partial(pulled_back, conv) for conv in (_by_products, _by_window))
-  return lax.platform_dependent(*saved, gradient, cpu=by_products, default=by_window)
-
-
-grouped_conv3x3.defvjp(_conv_and_save, _conv_gradients)
-
-
-def _by_window(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> jax.Array:
-  layout = ('NHWC', 'HWIO', 'NHWC')
-  return lax.conv_general_dilated(
-    x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=layout, feature_group_count=groups
-  )
-
-
-def _by_products(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> jax.Array:
-  """A matrix product a group and kernel row. What has fewer channels is written three times: with stride 1 y, else x.
-
-  (Where the stride is 1, a decoder's y has a half or a quarter of x's channels; strides cannot be undone on y's side.)
+  A matrix product a group and kernel row, not XLA's grouped convolution: that gathers a batch which is spread over
+  devices, takes 30 to 100 times as long for its gradients on a CPU, and more memory on a TPU. What has fewer channels
+  is written three times: with stride 1 y, else x. (Where the stride is 1, a decoder's y has a half or a quarter of x's
+  channels; strides cannot be undone on y's side.) The copies are made again for the gradients: kept, they would be
+  three to nine times x.
   """
   batch, height, width, _ = x.shape
   h, w = -(-height // stride), -(-width // stride)

@@ -12,7 +12,7 @@ from jaxface.errors import UserError
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-  from jaxface.compile_step import Compiled
+  from jaxface.aot.step import Compiled
 
 
 def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[..., 'ConfigDict']) -> None:
@@ -33,7 +33,7 @@ def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[...
 
 
 def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> int:
-  from jaxface.topology import get_topology, without_tpu
+  from jaxface.aot.topology import get_topology, without_tpu
 
   without_tpu()
   config = load_config(args.config, args.overrides)
@@ -41,8 +41,8 @@ def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> 
   if args.mesh:
     config.parallel.fsdp = fsdp_of(args.mesh, len(topologies[0].devices))
 
-  from jaxface.compile_advice import advice
-  from jaxface.compile_step import compile_step
+  from jaxface.aot.advice import advice
+  from jaxface.aot.step import compile_step
 
   rows, found = config.batch_size / topologies[0].chips, []
   for topology in topologies:
@@ -97,7 +97,6 @@ def fsdp_of(mesh: str, devices: int) -> int:
 def report(name: str, compiled: 'Compiled') -> str:
   """What a person wants to know of one compiled step, several lines."""
   topology, memory = compiled.topology, compiled.memory
-  each = 'chip' if topology.devices_per_chip == 1 else 'device (half a chip)'
   slices = f'{topology.slices} x ' if topology.slices > 1 else ''
   lines = [
     f'{name}, {compiled.step} step, {compiled.dtype}, batch {compiled.batch_size} '
@@ -105,7 +104,7 @@ def report(name: str, compiled: 'Compiled') -> str:
     f'{topology.devices[0].device_kind}, mesh {",".join(f"{k}={v}" for k, v in compiled.mesh.items())}; '
     f'compiled in {compiled.seconds_to_compile:.0f} s',
     '',
-    f'memory, GiB a {each} of {memory.available / 2**30:.4g}',
+    f'memory, GiB a chip of {memory.available / 2**30:.4g}',
   ]
   parts = ('parameters', 'optimizer', 'frozen', 'other', 'batch', 'temporaries', 'program')
   lines += [f'  {part:<12}{getattr(memory, part) / 2**30:>9.3f}' for part in parts if getattr(memory, part)]
@@ -118,7 +117,7 @@ def report(name: str, compiled: 'Compiled') -> str:
   peak, bandwidth = topology.chip.peak(compiled.dtype) / 1e12, topology.chip.bandwidth / 1e9
   lines += [
     '',
-    f"work a {each}, and the time it takes at least (an estimate from the chip's peaks)",
+    "work a chip, and the time it takes at least (an estimate from the chip's peaks)",
     f'  arithmetic  {compiled.flops / 1e12:>9.4g} TFLOP {_ms(estimate.compute)}  at {peak:g} TFLOP/s',
     f'  memory      {compiled.bytes_moved / 1e9:>9.4g} GB    {_ms(estimate.memory)}  at {bandwidth:g} GB/s',
     f'  exchange    {_sum_of_bytes(compiled) / 1e9:>9.4g} GB    {_ms(estimate.overlapped)}  beside work',
@@ -145,7 +144,7 @@ def _sum_of_bytes(compiled: 'Compiled') -> int:
 
 
 def _exchange_lines(compiled: 'Compiled') -> list[str]:
-  from jaxface.hlo import by_kind
+  from jaxface.aot.hlo import by_kind
 
   return [
     f'{kind:<20}{row["count"]:>5}  {row["bytes"] / 1e6:>10.4g} MB  {row["overlapped"]} beside work'
@@ -180,16 +179,12 @@ def scaling_table(found: Sequence['Compiled']) -> str:
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
   table = '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-  return f'weak scaling, a {_device(found[0])} at a time, by estimate\n{table}'
-
-
-def _device(compiled: 'Compiled') -> str:
-  return 'chip' if compiled.topology.devices_per_chip == 1 else 'device (half a chip)'
+  return f'weak scaling, of one chip, by estimate\n{table}'
 
 
 def as_json(name: str, compiled: 'Compiled') -> dict[str, Any]:
   """One compiled step as JSON holds it."""
-  from jaxface.hlo import by_kind
+  from jaxface.aot.hlo import by_kind
 
   result = {
     'config': name,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from jaxface.compile_step import Compiled
+from jaxface.aot.step import Compiled
 
 
 def advice(config: ConfigDict, compiled: Compiled) -> list[str]:

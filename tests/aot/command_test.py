@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
+from jaxface.aot.advice import advice
+from jaxface.aot.command import fsdp_of, report, scaling_table
+from jaxface.aot.hlo import Collective
+from jaxface.aot.roofline import roofline
+from jaxface.aot.step import Compiled, Memory
+from jaxface.aot.topology import Topology, get_topology
 from jaxface.chips import CHIPS
 from jaxface.cli import main
-from jaxface.compile import fsdp_of, report, scaling_table
-from jaxface.compile_advice import advice
-from jaxface.compile_step import Compiled, Memory
 from jaxface.errors import UserError
-from jaxface.hlo import Collective
-from jaxface.roofline import roofline
-from jaxface.topology import Topology, get_topology
 from tests.smoke import EXPERIMENT, REPOSITORY, smoke_config
 
 GIB = 2**30

@@ -32,7 +32,7 @@ class Topology:
     name: such as 'v5p:4x4x4'.
     shape: chips along each axis of one slice.
     slices: how many there are; data-centre network joins them.
-    devices: JAX's, of all slices; of some generations a chip is two.
+    devices: JAX's, one a chip, of all slices.
     chip: what one chip can do.
   """
 
@@ -46,11 +46,6 @@ class Topology:
   def chips(self) -> int:
     """Of all slices."""
     return math.prod(self.shape) * self.slices
-
-  @property
-  def devices_per_chip(self) -> int:
-    """1, or 2 where JAX sees the cores of a chip."""
-    return len(self.devices) // self.chips
 
 
 def without_tpu() -> None:
@@ -86,6 +81,9 @@ def get_topology(name: str, slices: int = 1) -> Topology:
 
   sides = tuple(int(side) for side in shape.split('x'))
   options = {'num_slices': slices} if slices > 1 else {}
+  if generation == 'v4':
+    # As on a pod, where both cores of a chip are one device.
+    options['chip_config_name'] = 'megacore'
   if math.prod(sides) == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
   try:

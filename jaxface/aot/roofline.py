@@ -8,8 +8,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from jaxface.aot.hlo import Collective
 from jaxface.chips import Chip
-from jaxface.hlo import Collective
 
 # One hop to a neighbour on the torus takes about so long, however little is sent.
 HOP_SECONDS = 1e-6
@@ -20,7 +20,7 @@ _SENT = {'all-reduce': 2.0, 'all-gather': 1.0, 'reduce-scatter': 1.0, 'all-to-al
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds that a device needs at least for each of what a step does; exchanges beside work, and between it."""
+  """Seconds that a chip needs at least for each of what a step does; exchanges beside work, and between it."""
 
   compute: float
   memory: float
@@ -48,23 +48,20 @@ def roofline(
   chip: Chip,
   dtype: str,
   torus: Sequence[int],
-  devices_per_chip: int = 1,
 ) -> Roofline:
-  """The estimate for one device.
+  """The estimate for one chip.
 
   Args:
-    flops, bytes_moved: of one device in a step, as XLA counts them.
+    flops, bytes_moved: of one chip in a step, as XLA counts them.
     exchanges: of a step.
-    chip: what all devices of a chip can do together.
+    chip: what a chip can do at most.
     dtype: of the computation.
     torus: chips along each axis; one slice.
-    devices_per_chip: devices that share a chip's peaks.
   """
-  share = 1 / devices_per_chip
-  seconds = [(each, _exchange_seconds(each, chip, torus) * devices_per_chip) for each in exchanges]
+  seconds = [(each, _exchange_seconds(each, chip, torus)) for each in exchanges]
   return Roofline(
-    compute=flops / (chip.peak(dtype) * share),
-    memory=bytes_moved / (chip.bandwidth * share),
+    compute=flops / chip.peak(dtype),
+    memory=bytes_moved / chip.bandwidth,
     overlapped=math.fsum(t for each, t in seconds if each.overlapped),
     exposed=math.fsum(t for each, t in seconds if not each.overlapped),
   )

@@ -10,15 +10,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from jaxface import hlo
+from jaxface.aot import hlo
+from jaxface.aot.roofline import Roofline, roofline
+from jaxface.aot.topology import Topology
 from jaxface.batch_shapes import batch_shapes
 from jaxface.errors import UserError
 from jaxface.parallel import JitEngine, check_batch_size, make_mesh
-from jaxface.roofline import Roofline, roofline
 from jaxface.speed import for_speed
 from jaxface.state import PyTree, for_evaluation
 from jaxface.tasks import make_task
-from jaxface.topology import Topology
 
 STEPS = ('train', 'evaluate')
 
@@ -126,8 +126,6 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
     'batch_size': config.batch_size,
     'dtype': config.model.dtype,
   }
-  # Of v4 a device is half a chip.
-  whole_memory = int(topology.chip.memory / topology.devices_per_chip)
   began = time.perf_counter()
   try:
     program = lowered.compile(compiler_options=_QUICK if quick else None)
@@ -147,7 +145,7 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
       given=found.argument_size_in_bytes,
       temporaries=found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes,
       program=found.generated_code_size_in_bytes,
-      available=whole_memory,
+      available=int(topology.chip.memory),
     ),
     flops=cost['flops'],
     bytes_moved=cost['bytes accessed'],
@@ -159,7 +157,6 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
       chip=topology.chip,
       dtype=config.model.dtype,
       torus=topology.shape,
-      devices_per_chip=topology.devices_per_chip,
     ),
     loops=hlo.loops(text),
   )

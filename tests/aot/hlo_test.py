@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxface import filters, hlo
+from jaxface import filters
+from jaxface.aot import hlo
 from jaxface.parallel import BATCH_AXES, make_mesh
 from jaxface.ssim import ssim
 

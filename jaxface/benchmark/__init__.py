@@ -1,0 +1,1 @@
+"""Throughput of every system, measured part by part, and set beside an earlier result."""

@@ -1,0 +1,46 @@
+"""The mesh of a run: which devices share a copy of the parameters, so that what they exchange goes over fast links."""
+
+import collections
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from jaxface.errors import UserError
+
+# Rows of a batch are spread over both axes: `fsdp` devices share parameters, not pictures.
+BATCH_AXES = ('data', 'fsdp')
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with axes ('data', 'fsdp') over all devices, `fsdp` of them sharing one copy of the parameters.
+
+  Devices of several slices (TPU slices; among GPUs JAX calls so what NVLink joins, mostly a node) are told by their
+  `slice_index`: the data axis then runs over the slices, and those who share a copy sit in one slice, where links are
+  fast. Within a TPU slice they are neighbours in the torus.
+  """
+  devices = list(devices if devices is not None else jax.devices())
+  # A device of the only slice, or of a CPU, may not know its number.
+  slices = collections.Counter(getattr(device, 'slice_index', None) for device in devices)
+  if len(set(slices.values())) > 1:
+    raise UserError(
+      f'the {len(slices)} slices or nodes of this run have {", ".join(map(str, slices.values()))} devices; '
+      'start it on as many in each'
+    )
+  per_slice = len(devices) // len(slices)
+  if fsdp < 1 or per_slice % fsdp:
+    legal = [n for n in range(1, per_slice + 1) if per_slice % n == 0]
+    where = f' of each of the {len(slices)} slices or nodes' if len(slices) > 1 else ''
+    raise UserError(f'parallel.fsdp={fsdp} does not divide the {per_slice} devices{where}; choose from {legal}')
+  # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
+  return Mesh(_arranged(devices, len(slices), fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _arranged(devices: Sequence[jax.Device], slices: int, fsdp: int) -> np.ndarray:
+  shape = (len(devices) // slices // fsdp, fsdp)
+  # Splitting a side of the torus is what makes fsdp=2 possible on one of 4x4: `jax.make_mesh` does so on v5e alone.
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices, allow_split_physical_axes=True)

@@ -1,0 +1,66 @@
+"""Several processes that make one run: how they find each other, and how they give up together."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxface.errors import UserError
+
+
+def start_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Joins this process to a run of several; call it before anything else touches JAX.
+
+  With no arguments but `coordinator='auto'`, JAX asks the cluster: TPU slices, Slurm, Open MPI, Kubernetes.
+  """
+  if coordinator is None:
+    if num_processes is not None or process_id is not None:
+      raise UserError('--num-processes and --process-id need --coordinator HOST:PORT (or --coordinator auto)')
+    return
+  if coordinator == 'auto':
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise UserError(
+        "--coordinator auto finds no cluster here: no TPU slice, no step of Slurm's srun or Open MPI's mpirun, no "
+        "Kubernetes job (which needs `pip install 'jax[k8s]'`); say --coordinator HOST:PORT --num-processes N "
+        '--process-id I in each process'
+      ) from error
+    return
+  if num_processes is None or process_id is None or not 0 <= process_id < num_processes:
+    raise UserError(
+      f'--coordinator {coordinator} needs --num-processes N and --process-id I with 0 <= I < N; '
+      f'got N={num_processes}, I={process_id}'
+    )
+  jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def process_and_count() -> tuple[int, int]:
+  """The number of this process and how many there are, by which each reads its share of the data."""
+  return jax.process_index(), jax.process_count()
+
+
+def speaks() -> bool:
+  """Whether this process is the one that prints and writes for all."""
+  return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def giving_up_together() -> Iterator[None]:
+  """Around what may go wrong in some processes only: where it does, all of them raise, and none waits for the others.
+
+  Whoever had no problem of its own raises UserError. The block itself must not wait for other processes.
+  """
+  problem = None
+  try:
+    yield
+  except Exception as error:  # Whatever it is, the others must hear of it first.
+    problem = error
+  if jax.process_count() > 1:
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
+    if problem is None and failed.size:
+      raise UserError(f'process {failed[0]} of {jax.process_count()} gave up; its own message says why')
+  if problem is not None:
+    raise problem

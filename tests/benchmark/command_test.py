@@ -1,0 +1,192 @@
+"""Rows of a benchmark say what they are; a slower one is found, and what is no measure of it is said."""
+
+import copy
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxface import weights
+from jaxface.benchmark import command as benchmark_module
+from jaxface.benchmark.command import benchmark
+from jaxface.benchmark.compare import LAYOUT, compare, read_report
+from jaxface.benchmark.meter import Meter, compile_program, slug
+from jaxface.errors import UserError
+from jaxface.speed import for_speed, never_trained
+from jaxface.tasks import make_task
+from tests.smoke import experiment, smoke_config
+
+
+def _row(timed, rate, batch_size=8, devices=1):
+  spread = {'median': 8 / rate, 'p10': 7 / rate, 'p90': 9 / rate, 'mean': 8 / rate}
+  return {
+    'timed': timed,
+    'batch_size': batch_size,
+    'devices': devices,
+    'images_per_second': rate,
+    'seconds_per_call': spread,
+  }
+
+
+@pytest.fixture
+def report():
+  return {
+    'layout': LAYOUT,
+    'environment': {
+      'packages': {'jax': '0.10.2'},
+      'backend': 'cpu',
+      'devices': ['cpu 0'],
+      'processor': 'P',
+      'cpu_cores': 2,
+    },
+    'config': {'batch_size': 8, 'model': {'dtype': 'float32'}, 'log_steps': 10},
+    'rows': [_row('train', 100.0), _row('train', 60.0, batch_size=4), _row('draw', 10.0)],
+  }
+
+
+def test_a_row_is_slower_past_the_allowed_share_and_only_then(report):
+  now = copy.deepcopy(report)
+  now['rows'][0]['images_per_second'] = 91.0
+  now['rows'][1]['images_per_second'] = 53.0
+  found = compare(now, report)
+  assert found.slower == ['train, batch 4, devices 1']
+  assert found.matched == 3
+  assert '0.910' in found.text
+  assert '0.883' in found.text
+  assert '25% and  25%' in found.text
+  assert not compare(now, report, slow_down=0.2).slower
+
+
+def test_rows_are_matched_by_name_batch_and_devices_and_the_others_named(report):
+  now = copy.deepcopy(report)
+  now['rows'][0]['devices'] = 4
+  found = compare(now, report)
+  assert found.matched == 2
+  assert 'not in the earlier result: train, batch 8, devices 4' in found.text
+  assert 'not measured now: train, batch 8, devices 1' in found.text
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda r: r['environment'].update(devices=['TPU v4 0']), 'other devices: cpu earlier, TPU v4 now'),
+    (lambda r: r['environment'].update(cpu_cores=64), 'another machine: P with 2 cores earlier, P with 64 cores now'),
+    (lambda r: r['config']['model'].update(dtype='bfloat16'), 'model.dtype: float32 -> bfloat16'),
+  ],
+)
+def test_what_is_no_measure_of_the_code_fails_nothing(report, change, said):
+  now = copy.deepcopy(report)
+  now['rows'][0]['images_per_second'] = 1.0
+  change(now)
+  found = compare(now, report)
+  assert not found.slower
+  assert said in found.text
+  assert '0.010' in found.text
+
+
+def test_versions_and_idle_keys_do_not_excuse_a_slow_row(report):
+  now = copy.deepcopy(report)
+  now['rows'][0]['images_per_second'] = 1.0
+  now['config']['log_steps'] = 1
+  now['environment']['packages']['jax'] = '0.11.0'
+  found = compare(now, report)
+  assert found.slower == ['train, batch 8, devices 1']
+  assert 'jax 0.10.2 -> 0.11.0' in found.text
+
+
+def test_files_that_are_no_result_are_told_apart(report, tmp_path):
+  path = tmp_path / 'earlier.json'
+  with pytest.raises(UserError, match='No such file'):
+    read_report(path)
+  path.write_text('{')
+  with pytest.raises(UserError, match='is no JSON'):
+    read_report(path)
+  path.write_text('{"rows": []}')
+  with pytest.raises(UserError, match="no benchmark's result"):
+    read_report(path)
+  del report['layout']
+  path.write_text(json.dumps(report))
+  with pytest.raises(UserError, match='is of layout 1'):
+    read_report(path)
+
+
+def test_a_row_has_its_rate_spread_and_trace(tmp_path):
+  x = jnp.ones((4, 64, 64))
+  program = compile_program(jax.jit(lambda x: x @ x), x)
+  np.testing.assert_allclose(program.tflop * 1e12, 2 * 4 * 64**3, rtol=0.05)
+  row = Meter(0.01, tmp_path).row('product, of squares', lambda: program.run(x), images=4, program=program)
+  spread = row['seconds_per_call']
+  assert 0 < spread['p10'] <= spread['median'] <= spread['p90']
+  np.testing.assert_allclose(row['images_per_second'], 4 / spread['median'])
+  assert slug(row) == 'product_of_squares_batch_4_on_1'
+  assert list((tmp_path / slug(row)).rglob('*.xplane.pb'))
+
+
+def test_what_a_loop_hides_is_unknown():
+  x = jnp.ones(4)
+  row = Meter(0.01).row('a', lambda: x, images=1, program=compile_program(jax.jit(jnp.sin), x, repeats=math.nan))
+  assert row['model_tflop'] is None
+  assert row['share_of_peak'] is None
+
+
+def test_a_system_in_use_on_one_device_and_on_all(tmp_path, capsys):
+  out = tmp_path / 'rows.json'
+  assert benchmark(smoke_config('mask_l1'), only=['sample'], out=out, seconds=0.01)
+  rows = json.loads(out.read_text())['rows']
+  assert [(row['batch_size'], row['devices']) for row in rows] == [(1, 1), (8, 1), (64, 8)]
+  for row in rows:
+    assert row['timed'] == 'vae, float32: sample'
+    np.testing.assert_allclose(row['images_per_second_per_device'] * row['devices'], row['images_per_second'])
+
+
+def test_a_benchmark_beside_an_earlier_one(data_dir, tmp_path, capsys):
+  config, out = smoke_config('mask_l1', data_dir), tmp_path / 'rows.json'
+  measure = lambda **options: benchmark(config, only=['loader'], seconds=0.01, **options)
+  assert measure(out=out)
+  written = json.loads(out.read_text())
+  verdicts = []
+  for factor in (1e-3, 1e3):
+    changed = copy.deepcopy(written)
+    changed['rows'][0]['images_per_second'] *= factor
+    out.write_text(json.dumps(changed))
+    verdicts.append(measure(against=out))
+  assert verdicts == [True, False]
+  assert 'SLOWER' in capsys.readouterr().out
+  changed['rows'][0]['devices'] = 99
+  out.write_text(json.dumps(changed))
+  with pytest.raises(UserError, match='none of the rows'):
+    measure(against=out)
+  with pytest.raises(UserError, match='--slow-down 1.5'):
+    measure(slow_down=1.5)
+
+
+def test_data_that_is_not_there_stops_only_what_was_asked_for(tmp_path, monkeypatch, capsys):
+  plans = []
+  monkeypatch.setattr(benchmark_module, '_measure', lambda plan, meter: plans.append(plan) or [])
+  config = smoke_config('mask_l1', tmp_path)
+  benchmark(config)
+  assert 'train' in plans[0].parts
+  assert 'loader' not in plans[0].parts
+  assert 'left out: loader, resident' in capsys.readouterr().out
+  with pytest.raises(UserError, match='jaxface prepare'):
+    benchmark(config, only=['loader'])
+
+
+def test_speed_needs_no_weights():
+  config = experiment('vqgan', 'published')
+  config.loss.perceptual = 'lpips-vgg'
+  fast = for_speed(config)
+  assert config.loss.perceptual == 'lpips-vgg'
+  assert never_trained(fast) == ['loss.perceptual=untrained:lpips-vgg']
+  assert make_task(fast).frozen['params']['backbone']['conv5_3']['kernel'].shape == (3, 3, 512, 512)
+  config = experiment('scadm', 'published')
+  config.first_stage.workdir = ''
+  assert never_trained(for_speed(config)) == ['first_stage.workdir=random']
+  config.first_stage.workdir = 'runs/vqgan'
+  assert for_speed(config).first_stage.workdir == 'runs/vqgan'
+  assert weights.load('untrained:vgg19').variables['params']['conv4_1']['kernel'].shape == (3, 3, 256, 512)
+  with pytest.raises(UserError, match="unknown network 'vgg20'"):
+    weights.load('untrained:vgg20')
