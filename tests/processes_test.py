@@ -1,5 +1,6 @@
 """Runs in processes of their own: killed, preempted, and several together; what they compute does not change."""
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxface import meshes, parallel
 from jaxface.checkpoint import Checkpoints
+from jaxface.evaluate import evaluate_runs
+from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
 from jaxface.train import train
 from tests.smoke import EXPERIMENT, saved_state, short_config
@@ -72,33 +76,106 @@ def test_a_preempted_run_saves_its_last_step_and_leaves(config, tmp_path):
   assert reached == read_metrics(tmp_path / 'run')[-1]['step']
 
 
-def test_two_processes_compute_what_one_does(config, tmp_path):
-  """Two processes of four devices each, over gloo, against this process's eight."""
+# Trains as told, then evaluates what it has left, in the same processes: they take long to start.
+_TRAIN_AND_EVALUATE = """
+import sys
+from pathlib import Path
+from jaxface.cli import main
+from jaxface.evaluate import evaluate_runs
+workdir, data_dir = map(Path, sys.argv[1:3])
+status = main(sys.argv[3:])
+evaluate_runs([workdir], checkpoint='latest', data_dir=data_dir, batch_size=16)
+sys.exit(status)
+"""
+
+_GIVE_UP = """
+import sys
+import jax
+from jaxface.errors import UserError
+from jaxface.processes import giving_up_together, start_processes
+start_processes('auto', None, None)
+try:
+  with giving_up_together():
+    if jax.process_index() == 1:
+      raise UserError('no such folder here')
+except UserError as error:
+  sys.exit(str(error))
+"""
+
+
+def _two_processes(program: str, *arguments: str) -> list[subprocess.Popen]:
+  """Two processes of four devices each, over gloo, which find each other by what Slurm's srun tells its tasks."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
-  environment = dict(os.environ)
-  environment['XLA_FLAGS'] = re.sub(r'device_count=\d+', 'device_count=4', environment['XLA_FLAGS'])
-  environment['JAX_CPU_COLLECTIVES_IMPLEMENTATION'] = 'gloo'
-  extra = ('--config.total_steps=6', '--quiet', '--coordinator', f'127.0.0.1:{port}', '--num-processes', '2')
-  processes = [
+  environment = dict(
+    os.environ,
+    XLA_FLAGS=re.sub(r'device_count=\d+', 'device_count=4', os.environ['XLA_FLAGS']),
+    JAX_CPU_COLLECTIVES_IMPLEMENTATION='gloo',
+    SLURM_JOB_ID='1',
+    SLURM_STEP_NODELIST='localhost',
+    SLURM_NTASKS='2',
+    JAX_COORDINATOR_PORT=str(port),
+  )
+  return [
     subprocess.Popen(
-      _command(tmp_path / 'two', config, *extra, '--process-id', str(i)),
-      env=environment,
+      [sys.executable, '-c', program, *arguments],
+      env=environment | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
       stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
+      stderr=subprocess.PIPE,
       text=True,
     )
     for i in range(2)
   ]
-  outputs = [process.communicate(timeout=300)[0] for process in processes]
+
+
+def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_path, monkeypatch):
+  """The whole life of a run on two hosts, one of which is preempted, against the same run on one."""
+  # Rounding would grow by the recipe's own optimizer, which divides by the size of tiny gradients.
+  config.optimizer.name, config.optimizer.clip_each, config.optimizer.learning_rate = 'sgd', 0.0, 0.01
+  overrides = [f'--config.optimizer.{key}={config.optimizer[key]}' for key in ('name', 'clip_each', 'learning_rate')]
+  two = tmp_path / 'two'
+  command = _command(two, config, *overrides, '--config.total_steps=400', '--coordinator', 'auto')[3:]
+  processes = _two_processes(_TRAIN_AND_EVALUATE, str(two), config.data.data_dir, *command)
+  _wait_for_step(two, 3, processes[0])
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [process.communicate(timeout=300) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
+
+  with Checkpoints(two, read_only=True) as checkpoints:
+    reached = checkpoints.steps[-1]
+  assert f'asked to stop: saved at step {reached}' in outputs[0][0]
+  assert reached == read_metrics(two)[-1]['step'] < 400
+  assert ['true_mask' in output for output, _ in outputs] == [True, False]  # Process 0 speaks for both.
+
+  together = json.loads((two / 'evaluation' / 'results.json').read_text())
+  evaluate_runs([two], checkpoint='latest', data_dir=Path(config.data.data_dir), batch_size=8, out=tmp_path)
+  alone = json.loads((tmp_path / 'results.json').read_text())
+  assert together['protocol'] == alone['protocol']
+  for name, value in alone['results']['two'].items():
+    np.testing.assert_allclose(together['results']['two'][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+  figures = (read_picture(folder / 'comparison.png').astype(int) for folder in (two / 'evaluation', tmp_path))
+  np.testing.assert_allclose(*figures, atol=1)
+
+  config.total_steps = reached + 2
   train(config, tmp_path / 'one', quiet=True)
+  with monkeypatch.context() as patch:
+    patch.setattr(parallel, 'make_mesh', lambda fsdp: meshes.make_mesh(fsdp, jax.devices()[:2]))
+    train(config, two, quiet=True)
   losses = {
-    name: [record['train/loss'] for record in read_metrics(tmp_path / name) if 'train/loss' in record]
+    name: {record['step']: record['train/loss'] for record in read_metrics(tmp_path / name) if 'train/loss' in record}
     for name in ('one', 'two')
   }
-  assert len(losses['two']) == 6
-  np.testing.assert_allclose(losses['two'], losses['one'], rtol=1e-4)
-  got, expected = (saved_state(tmp_path / name, config, 6).params for name in ('two', 'one'))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
+  assert losses['two'].keys() == set(range(1, reached + 3))
+  steps = sorted(losses['two'])
+  np.testing.assert_allclose(*([losses[name][step] for step in steps] for name in ('two', 'one')), rtol=1e-4)
+  got, expected = (saved_state(tmp_path / name, config, reached + 2).params for name in ('two', 'one'))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, expected)
+
+
+def test_what_stops_one_process_stops_all(tmp_path):
+  processes = _two_processes(_GIVE_UP)
+  outputs = [process.communicate(timeout=120)[1] for process in processes]
+  assert [process.returncode for process in processes] == [1, 1], outputs
+  assert 'process 1 of 2 gave up; its own message says why' in outputs[0]
+  assert 'no such folder here' in outputs[1]
