@@ -20,7 +20,6 @@ from jaxface.collectives import mean_over_devices, sum_over_devices
 from jaxface.errors import UserError
 from jaxface.fields import take
 from jaxface.meshes import BATCH_AXES, make_mesh
-from jaxface.processes import start_processes as start_processes
 from jaxface.state import PyTree, TrainState, for_evaluation
 from jaxface.tasks.task import Task
 
@@ -97,13 +96,17 @@ def _run_once() -> dict[str, str] | None:
 
 
 def _run_steps(
-  task: Task, seed: int, state: TrainState, batches: Batch, dataset: Batch | None
+  task: Task, seed: int, state: TrainState, batches: Batch, dataset: Batch | None, rows: NamedSharding | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Runs one update for each leading entry of `batches` ([K, rows, ...]); metrics come back as [K]."""
+  """Runs one update for each leading entry of `batches` ([K, rows, ...]); metrics come back as [K].
+
+  Rows that are taken from a dataset are placed as `rows` says.
+  """
 
   def one(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     if dataset is not None:
       batch = take(dataset, batch)
+      batch = batch if rows is None else jax.lax.with_sharding_constraint(batch, rows)
     return task.train_step(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
 
   steps = len(next(iter(batches.values())))
@@ -189,17 +192,28 @@ class JitEngine:
     }
 
   def put_dataset(self, dataset: Batch) -> None:
-    """Keeps a whole dataset, numpy [N, ...], on every device; batches are then row numbers (`index`) into it."""
-    dataset = {name: jax.make_array_from_process_local_data(self.whole, values) for name, values in dataset.items()}
-    derived = jax.jit(functools.partial(_derived, self.task), out_shardings=self.whole)
-    self.dataset = dataset | derived(self._put_frozen(), dataset)
+    """Spreads a whole dataset, numpy [N, ...], over the devices; batches are then row numbers (`index`) into it.
+
+    A step fetches its rows from where they lie: what devices exchange is the batch.
+    """
+    dataset = {name: self._spread(values) for name, values in dataset.items()}
+    derived = jax.shard_map(
+      functools.partial(_derived, self.task), mesh=self.mesh, in_specs=(P(), self.rows.spec), out_specs=self.rows.spec
+    )
+    self.dataset = dataset | jax.jit(derived)(self._put_frozen(), dataset)
+
+  def _spread(self, values: np.ndarray) -> jax.Array:
+    # Every process has all the values. Records that no batch numbers fill them up, so that all devices get as many.
+    filling = -len(values) % self.device_count
+    values = np.concatenate([values, np.repeat(values[-1:], filling, axis=0)]) if filling else values
+    return jax.make_array_from_callback(values.shape, self.rows, lambda index: values[index])
 
   @functools.cached_property
   def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, batches [K, B, ...], dataset or None) -> (state, metrics [K])`; the given state's memory is reused."""
     return jax.jit(
-      lambda state, batches, dataset: _run_steps(self.task, self.seed, state, batches, dataset),
-      in_shardings=(self._state_sharding, self.stacked_rows, self.whole),
+      lambda state, batches, dataset: _run_steps(self.task, self.seed, state, batches, dataset, self.rows),
+      in_shardings=(self._state_sharding, self.stacked_rows, self.rows),
       out_shardings=(self._state_sharding, self.whole),
       donate_argnums=0,
     )

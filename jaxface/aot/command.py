@@ -30,6 +30,7 @@ def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[...
   )
   command.add_argument('--quick', action='store_true', help='in a sixth of the time; the program moves more bytes')
   command.add_argument('--out', type=Path, metavar='FILE.json')
+  command.add_argument('--hlo', type=Path, metavar='DIR', help='write the programs, as the compiler left them')
 
 
 def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> int:
@@ -49,7 +50,10 @@ def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> 
     config.batch_size = _whole(rows * topology.chips, topology.name)
     print(f'compiling for {topology.name} ...', flush=True)
     compiled = compile_step(config, topology, step=args.step, quick=args.quick)
-    found.append(compiled)
+    if args.hlo is not None and compiled.fits:
+      args.hlo.mkdir(parents=True, exist_ok=True)
+      (args.hlo / f'{topology.name.replace(":", "_")}.txt').write_text(compiled.text)
+    found.append(dataclasses.replace(compiled, text=''))
     print(report(args.config, compiled))
     if not compiled.fits:
       print('what would make it fit, by estimate:')

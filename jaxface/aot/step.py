@@ -64,7 +64,7 @@ class Compiled:
   """What the compiler says of one step on one device.
 
   `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit: there is then no program.
-  `loops` tells how many loops the program has, whose bodies are counted once.
+  `loops` tells how many loops the program has, whose bodies are counted once; `text` is the program, as HLO.
   """
 
   step: str
@@ -79,6 +79,7 @@ class Compiled:
   exchanges: list[hlo.Collective] | None = None
   estimate: Roofline | None = None
   loops: int = 0
+  text: str = ''
 
   @property
   def fits(self) -> bool:
@@ -159,6 +160,7 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
       torus=topology.shape,
     ),
     loops=hlo.loops(text),
+    text=text,
   )
 
 
