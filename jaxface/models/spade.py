@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from jaxface import resize
 from jaxface.layers import Dtype
-from jaxface.models.unet_layers import Conv, GroupNorm
+from jaxface.models.group_norm import group_norm
+from jaxface.models.unet_layers import GROUPS, Conv
 
 
 @flax.struct.dataclass
@@ -39,7 +40,6 @@ class Spade(nn.Module):
 
   def setup(self):
     """Names the layers, which both methods share."""
-    self.norm = GroupNorm(affine=False)
     self.shared = Conv(self.hidden, dtype=self.dtype)
     self.gamma = Conv(self.channels, dtype=self.dtype)
     self.beta = Conv(self.channels, dtype=self.dtype)
@@ -51,5 +51,4 @@ class Spade(nn.Module):
 
   def __call__(self, x_BHWC: jax.Array, modulation: Modulation) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, C] in `dtype`; a modulation of batch 1 is every picture's."""
-    gamma, beta = (leaf.astype(jnp.float32) for leaf in (modulation.gamma, modulation.beta))
-    return (self.norm(x_BHWC) * (1 + gamma) + beta).astype(self.dtype)
+    return group_norm(x_BHWC, modulation.gamma, modulation.beta, groups=GROUPS, offset=1.0, dtype=self.dtype)

@@ -10,6 +10,7 @@ from jaxface import resize, window_conv
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.models.group_norm import group_norm
 
 # Of every norm: neighbouring channels share a mean and a variance.
 GROUPS = 32
@@ -82,37 +83,27 @@ class Linear(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Group normalisation of pictures; statistics are float32 whatever `dtype` is.
+  """Group normalisation of pictures, scale and shift of every channel; computed in float32 whatever `dtype` is.
 
-  Parameters `scale` and `bias` [C] (ones and zeros), without `affine` none.
+  Parameters `scale` and `bias` [C] (ones and zeros).
 
   Attributes:
     groups: neighbouring channels that share a mean and a variance are C / groups; must divide C.
     epsilon: added to the variance.
-    affine: scale and shift every channel behind it.
   """
 
   groups: int = GROUPS
   epsilon: float = 1e-5
-  affine: bool = True
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, H, W, C] in `dtype`."""
-    batch, height, width, channels = x_BHWC.shape
-    grouped = x_BHWC.astype(jnp.float32).reshape(batch, height, width, self.groups, channels // self.groups)
-    # Over rows first: the sum of all values at once rounds badly where features hardly vary, and so would
-    # E[x^2] - E[x]^2.
-    mean_of = lambda values: values.mean(1, keepdims=True).mean((2, 4), keepdims=True)
-    centred = grouped - mean_of(grouped)
-    factor = jax.lax.rsqrt(mean_of(jnp.square(centred)) + self.epsilon)
-    y = (centred * factor).reshape(x_BHWC.shape)
-    if self.affine:
-      scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
-      bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
-      y = y * scale[None, None, None] + bias[None, None, None]
-    return y.astype(self.dtype)
+    channels = x_BHWC.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, channels, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
+    scale, bias = (vector[None, None, None] for vector in (scale, bias))
+    return group_norm(x_BHWC, scale, bias, groups=self.groups, epsilon=self.epsilon, dtype=self.dtype)
 
 
 def twice(x_BHWC: jax.Array) -> jax.Array:
