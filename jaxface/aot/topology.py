@@ -16,7 +16,7 @@ KNOWN = {'v4': _SOLID, 'v5e': _FLAT, 'v5p': _SOLID, 'v6e': _FLAT}
 _QUIET = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_ACCELERATOR_TYPE': '',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
   'TPU_STDERR_LOG_LEVEL': '3',
   # Where there is no TPU to share, several may compile.
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',

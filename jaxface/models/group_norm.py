@@ -45,13 +45,13 @@ def group_norm(
   return _group_norm(_Options(groups, epsilon, offset, jnp.dtype(dtype)), x_BHWC, scale, shift)
 
 
-def _mean(values: jax.Array) -> jax.Array:
-  # Over rows first: all values at once round badly where features hardly vary, and so would E[x^2] - E[x]^2.
-  return values.mean(1, keepdims=True).mean((2, 4), keepdims=True)
-
-
-def _grouped(x_BHWC: jax.Array, groups: int) -> jax.Array:
-  return x_BHWC.astype(jnp.float32).reshape(*x_BHWC.shape[:3], groups, -1)
+def _mean(values_BHWC: jax.Array, groups: int) -> jax.Array:
+  """Mean of every group, for each of its channels: [B, 1, 1, C]."""
+  # Axis by axis: all values at once round badly where features hardly vary, and so would E[x^2] - E[x]^2. Features are
+  # never cut into groups themselves: what is small is then spread by a plain broadcast, which costs no memory.
+  mean_BC = values_BHWC.mean(1).mean(1)
+  mean_BG = mean_BC.reshape(len(mean_BC), groups, -1).mean(-1)
+  return jnp.repeat(mean_BG, mean_BC.shape[-1] // groups, axis=-1)[:, None, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,23 +60,21 @@ def _group_norm(options: _Options, x: jax.Array, scale: jax.Array, shift: jax.Ar
 
 
 def _forward(options, x, scale, shift):
-  grouped = _grouped(x, options.groups)
-  mean = _mean(grouped)
-  centred = grouped - mean
-  factor = jax.lax.rsqrt(_mean(jnp.square(centred)) + options.epsilon)
-  normalised = (centred * factor).reshape(x.shape)
-  y = normalised * (options.offset + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+  values = x.astype(jnp.float32)
+  mean = _mean(values, options.groups)
+  centred = values - mean
+  factor = jax.lax.rsqrt(_mean(jnp.square(centred), options.groups) + options.epsilon)
+  y = centred * factor * (options.offset + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
   return y.astype(options.dtype), (x, scale, shift, mean, factor)
 
 
 def _backward(options, saved, gradient):
   x, scale, shift, mean, factor = saved
   gradient = gradient.astype(jnp.float32)
-  normalised = (_grouped(x, options.groups) - mean) * factor
-  to_scale = _summed_to(gradient * normalised.reshape(x.shape), scale)
-  inner = _grouped(gradient * (options.offset + scale.astype(jnp.float32)), options.groups)
-  to_x = factor * (inner - _mean(inner) - normalised * _mean(inner * normalised))
-  return to_x.reshape(x.shape).astype(x.dtype), to_scale, _summed_to(gradient, shift)
+  normalised = (x.astype(jnp.float32) - mean) * factor
+  inner = gradient * (options.offset + scale.astype(jnp.float32))
+  to_x = factor * (inner - _mean(inner, options.groups) - normalised * _mean(inner * normalised, options.groups))
+  return to_x.astype(x.dtype), _summed_to(gradient * normalised, scale), _summed_to(gradient, shift)
 
 
 def _summed_to(gradient: jax.Array, like: jax.Array) -> jax.Array:
