@@ -130,6 +130,8 @@ def report(name: str, compiled: 'Compiled') -> str:
   lines += [f'    {line}' for line in _exchange_lines(compiled)]
   if compiled.loops:
     lines.append(f'  {compiled.loops} loops, whose bodies are counted once: more is done than stands here')
+  if topology.slices > 1:
+    lines.append('  exchanges between slices are timed as if within one: the data-centre network is slower')
   rate = compiled.batch_size / estimate.seconds
   lines += [
     '',
