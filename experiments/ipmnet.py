@@ -153,7 +153,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.style_dim = 4
     config.model.num_downsamples = config.model.num_blocks = 1
     config.model.discriminator_layers = 2
-    config.model.discriminator_scales = 2
+    config.model.discriminator_scales = 1
     config.loss.perceptual = 'none'
     config.batch_size = 8
     config.total_steps = 10

@@ -14,6 +14,8 @@ from jaxface.cli import main
 from jaxface.models.vae import stage_widths
 from tests.smoke import EXPERIMENT, REPOSITORY
 
+pytestmark = pytest.mark.usefixtures('shared_engines')
+
 
 def _fails(capsys, *words, status=2) -> str:
   """Runs a command that must fail; returns its one line of error."""
@@ -78,14 +80,14 @@ def test_interpolate_begins_and_ends_with_the_pictures(run, photos, tmp_path):
 
 
 def test_ablation_prints_both_tables_and_the_claims(data_dir, tmp_path, capsys):
-  words = ['ablation', '--config', EXPERIMENT, '--flags', ',smoke', '--variants', 'mask_l1']
+  words = ['ablation', '--config', EXPERIMENT, '--flags', ',smoke', '--variants', 'mask_ssim_l2']
   words += ['--data-dir', str(data_dir), '--workdir', str(tmp_path / 'runs'), '--config.total_steps=2']
   assert main([*words, '--config.data.workers=0']) == 0
   out = capsys.readouterr().out
-  assert re.search(r'mask_l1 .*\(0.657\)', out)
+  assert re.search(r'mask_ssim_l2 .*\(0.693\)', out)
   assert 'not judged: masks improve every metric' in out
   saved = json.loads((tmp_path / 'runs' / 'ablation.json').read_text())
-  assert set(saved['measured']) == {'mask_l1'}
+  assert set(saved['measured']) == {'mask_ssim_l2'}
   assert (tmp_path / 'runs' / 'comparison.png').is_file()
 
 

@@ -1,7 +1,9 @@
 """Every test sees eight simulated CPU devices; the flags must be set before JAX is imported."""
 
+import functools
 import os
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,26 +44,57 @@ def makeup_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
   return folder
 
 
+def _share(devices: int | None) -> Iterator[None]:
+  from jaxface import runs, train
+  from tests.smoke import shared_engine
+
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (runs, train):
+      patch.setattr(module, 'engine_for', functools.partial(shared_engine, devices=devices))
+    yield
+
+
+@pytest.fixture(scope='module')
+def shared_engines() -> Iterator[None]:
+  """Within the module, runs of like configurations and evaluations of them compile their programs once."""
+  yield from _share(None)
+
+
+@pytest.fixture(scope='module')
+def one_device_engines() -> Iterator[None]:
+  """`shared_engines` that run on one device: eight of them take the one CPU eight times as long."""
+  yield from _share(1)
+
+
 _LONG = (
   'makeup_train_test.py',
   'diffusion_train_test.py',
-  'diffusion_test.py',
-  'train_test.py',
-  'parallel_test.py',
   'processes_test.py',
-  'cli_test.py',
   'vae_test.py',
-  'parsing_test.py',
-  'ipmnet_test.py',
-  'beautygan_test.py',
-  'bisenet_test.py',
-  'autoencoder_test.py',
+  'cli_test.py',
+  'parallel_test.py',
   'scadm_test.py',
-  'sdm_test.py',
+  'autoencoder_test.py',
+  'train_test.py',
+  'parsing_test.py',
   'pipeline_test.py',
-  'synthesize_test.py',
+  'command_test.py',
+  'ipmnet_test.py',
+  'diffusion_test.py',
+  'launch_test.py',
+  'sdm_test.py',
+  'ssim_test.py',
+  'beautygan_test.py',
+  'synthetic_faces_test.py',
+  'conv_test.py',
+  'bisenet_test.py',
   'prepare_test.py',
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Leaves the files in our order: pytest-xdist would begin with those of the most tests."""
+  config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxface.augment import to_signed
 from jaxface.diffusion.samplers import make_plan
@@ -17,7 +18,7 @@ from jaxface.tasks.first_stage import FirstStage
 from jaxface.tasks.scadm import OWN_STYLE
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
-from tests.smoke import CUT_ALL, experiment, first_batches, saved_state
+from tests.smoke import CUT_ALL, experiment, first_batches, saved_state, shared_engine, start_from, untrained_state
 
 
 def _config(data_dir):
@@ -26,6 +27,9 @@ def _config(data_dir):
   config.eval_steps = config.render_steps = 0
   config.checkpoint_steps, config.keep_last = 2, 400
   config.optimizer.learning_rate = 3e-3
+  config.loss.discard_rate = config.loss.drop_rate = 0.0
+  config.loss.prediction = 'v'  # Of noise, a first guess is far off the picture where there is little else.
+  config.ema_decay = 0.9
   return config
 
 
@@ -37,8 +41,11 @@ def _batches(data_dir):
 def _two_steps(data_dir, devices, fsdp):
   config = _config(data_dir)
   # Adam's first steps go by the sign of a gradient, whatever its size: rounding would show.
-  config.optimizer.name, config.optimizer.learning_rate = 'sgd', 0.1
-  engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]), rules=CUT_ALL)
+  config.optimizer.name, config.optimizer.learning_rate = 'sgd', 0.03
+  config.loss.discard_rate = 0.5
+  task = make_task(config)
+  engine = JitEngine(task, seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]), rules=CUT_ALL)
+  start_from(engine, lambda: untrained_state(task).replace(frozen=None))
   state, log = engine.init(), []
   for batch in _batches(data_dir):
     state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
@@ -55,11 +62,11 @@ def test_sharded_over_eight_devices_is_what_one_computes(data_dir):
       np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, err_msg=name)
   assert any(leaf.sharding.spec for leaf in jax.tree.leaves(state.ema))
   assert state.frozen is None
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (state.params, state.ema), (expected.params, expected.ema)
-  )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+  jax.tree.map(close, (state.params, state.ema), (expected.params, expected.ema))
 
 
+@pytest.mark.usefixtures('one_device_engines')
 def test_a_run_goes_on_to_the_bit(data_dir, tmp_path):
   config = _config(data_dir)
   train(config, tmp_path / 'whole', quiet=True)
@@ -81,24 +88,20 @@ class _Open(FirstStage):
 
 
 def test_a_batch_is_learnt_by_heart_and_drawn_again(data_dir):
-  config = _config(data_dir)
-  config.loss.discard_rate = config.loss.drop_rate = 0.0
-  config.loss.prediction = 'v'  # Of noise, a first guess is far off the picture where there is little else.
-  config.ema_decay = 0.9
-  task = make_task(config)
-  sampling = dataclasses.replace(task.sampling, plan=make_plan('dpm_solver', task.schedule, 10))
+  engine = shared_engine(_config(data_dir), devices=1)  # The step of the run, which is compiled already.
   batch = _batches(data_dir)[0]
-  latents = jax.jit(task.first_stage.encode)(task.frozen['first_stage'], to_signed(batch['image']))
-  first_stage = _Open(task.first_stage.model, scale=float(1 / latents.std()))
-  task = dataclasses.replace(task, sampling=sampling, first_stage=first_stage)
-  engine = JitEngine(task, seed=0, mesh=make_mesh(1, jax.devices()[:1]))
   state, losses = engine.init(), []
   stacked = engine.put_stacked([batch])
-  for _ in range(150):
+  for _ in range(110):
     state, metrics = engine.train_step(state, stacked, None)
     losses.append(metrics['loss'])
   losses = np.concatenate(jax.device_get(losses))
   assert losses[-20:].mean() < 0.35 * losses[:5].mean()
+
+  task = engine.task
+  sampling = dataclasses.replace(task.sampling, plan=make_plan('dpm_solver', task.schedule, 10))
+  first_stage = _Open(task.first_stage.model, task.first_stage.scale)
+  task = dataclasses.replace(task, sampling=sampling, first_stage=first_stage)
 
   @jax.jit
   def draw(state, image, label):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from contextlib import nullcontext as no_error
 
 import chex
@@ -17,17 +18,21 @@ from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
 from jaxface.parallel import JitEngine, PmapEngine, make_mesh
 from jaxface.perceptual_loss import PerceptualLoss
-from jaxface.runs import engine_for
 from jaxface.state import count
 from jaxface.tasks import make_task
 from jaxface.train import train
-from tests.smoke import REPOSITORY, experiment, first_batches, saved_state
+from jaxface.untrained import untrained
+from jaxface.workdir import CHECKPOINT_FOLDER
+from tests.smoke import REPOSITORY, experiment, first_batches, saved_state, shared_engine, start_from, untrained_state
+
+pytestmark = pytest.mark.usefixtures('one_device_engines')
 
 SYSTEMS = ('ipmnet', 'beautygan')
 
 
 def _config(system, makeup_dir):
   config = experiment(system, 'code', makeup_dir)
+  config.batch_size = 2
   config.total_steps = 4
   config.eval_steps = config.render_steps = 0
   config.checkpoint_steps, config.keep_last = 2, 400
@@ -39,7 +44,7 @@ def _config(system, makeup_dir):
 def _with_frozen(task):
   """The task with a small network in the place of the face network or VGG-19, so that there is one that is frozen."""
   module = nn.Conv(4, (3, 3), 2)
-  variables = jax.tree.map(np.asarray, module.init(jax.random.key(7), jnp.zeros((1, 8, 8, 3))))
+  variables = untrained(jax.eval_shape(module.init, jax.random.key(7), jnp.zeros((1, 8, 8, 3))))
   return dataclasses.replace(task, perceptual=PerceptualLoss(module, jnp.square), frozen=variables)
 
 
@@ -55,6 +60,7 @@ def _two_steps(system, makeup_dir, mode, devices):
   kind = {'jit': JitEngine, 'pmap': PmapEngine}[mode]
   task = _with_frozen(make_task(config, kind.axis_name))
   engine = kind(task, seed=0, mesh=make_mesh(1, jax.devices()[:devices]))
+  start_from(engine, lambda: untrained_state(task).replace(frozen=None))
   state, log = engine.init(), []
   for batch in _batches(makeup_dir, system):
     state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
@@ -88,12 +94,13 @@ def whole_run(request, makeup_dir, tmp_path_factory):
 
 def test_resumed_equals_uninterrupted_to_the_bit(whole_run, tmp_path):
   _, config, workdir = whole_run
-  half = config.copy_and_resolve_references()
-  half.total_steps = 2
-  train(half, tmp_path / 'run', quiet=True)
-  assert train(config, tmp_path / 'run', quiet=True).finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / CHECKPOINT_FOLDER / '4')
+  assert train(config, tmp_path / 'run', quiet=True).step == 4
   found, expected = (saved_state(w, config, 4) for w in (tmp_path / 'run', workdir))
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+  first = saved_state(workdir, config, 2)
+  assert not np.array_equal(*(jax.tree.leaves(state.params)[0] for state in (first, found)))
 
 
 def test_evaluation_averages_over_drawn_references(whole_run, tmp_path, capsys):
@@ -115,9 +122,9 @@ def test_evaluation_averages_over_drawn_references(whole_run, tmp_path, capsys):
 
 def test_a_pair_is_learnt_by_heart(whole_run, makeup_dir):
   system, config, _ = whole_run
-  engine = engine_for(config)  # The step of the run, which is compiled already.
-  pair = {name: np.repeat(values[:1], 8, axis=0) for name, values in _batches(makeup_dir, system)[0].items()}
-  batches = engine.put_stacked([{**pair, 'row': np.arange(8, dtype=np.int32)}])
+  engine = shared_engine(config, devices=1)  # The step of the run, which is compiled already.
+  pair = {name: np.repeat(values[:1], 2, axis=0) for name, values in _batches(makeup_dir, system)[0].items()}
+  batches = engine.put_stacked([{**pair, 'row': np.arange(2, dtype=np.int32)}])
   state, log = engine.init(), []
   for _ in range(40):
     state, metrics = engine.train_step(state, batches, None)

@@ -19,8 +19,7 @@ from jaxface.parallel import (
   shardings_for,
 )
 from jaxface.state import for_evaluation
-from jaxface.tasks import make_task
-from tests.smoke import CUT_ALL, smoke_config
+from tests.smoke import CUT_ALL, first_state, smoke_config, start_from, tiny_vae
 
 BATCH = 8
 
@@ -28,17 +27,43 @@ BATCH = 8
 def _batch(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(step)
   return {
-    'image': rng.integers(0, 256, (rows, 16, 16, 3), np.uint8),
-    'mask': rng.integers(0, 256, (rows, 16, 16, 1), np.uint8),
+    'image': rng.integers(0, 256, (rows, 4, 4, 3), np.uint8),
+    'mask': rng.integers(0, 256, (rows, 4, 4, 1), np.uint8),
     'row': np.arange(rows, dtype=np.int32),
   }
 
 
-def _engine(config, mode='jit', devices=1, fsdp=1):
+def _config(**changes):
+  config = smoke_config('mask_ssim_l2')
+  # The recipe's own optimizer divides by the size of tiny gradients and would blow up rounding; this one does not.
+  config.optimizer.name = 'sgd'
+  config.optimizer.clip_each = 0.0
+  config.optimizer.learning_rate = 0.01
+  config.ema_decay = 0.9
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@functools.cache
+def _engine(mode='jit', devices=1, fsdp=1):
+  """An engine, compiled once for all tests that use it."""
+  engine = _new_engine(_config(), mode, devices, fsdp)
+  start_from(engine, lambda: first_state(engine))
+  return engine
+
+
+def _new_engine(config, mode='jit', devices=1, fsdp=1):
   mesh = make_mesh(fsdp, jax.devices()[:devices])
   if mode == 'pmap':
-    return PmapEngine(make_task(config, PmapEngine.axis_name), seed=0, mesh=mesh)
-  return JitEngine(make_task(config), seed=0, mesh=mesh, rules=CUT_ALL)
+    return PmapEngine(tiny_vae(config, PmapEngine.axis_name), seed=0, mesh=mesh)
+  return JitEngine(tiny_vae(config), seed=0, mesh=mesh, rules=CUT_ALL)
+
+
+def _other_engine(mode='jit', devices=1, **changes):
+  """An engine for another configuration, which starts from the same state without compiling its making."""
+  engine = _new_engine(_config(**changes), mode, devices)
+  start_from(engine, lambda: first_state(_engine()))
+  return engine
 
 
 def _run(engine, steps=2, per_dispatch=1):
@@ -52,19 +77,8 @@ def _run(engine, steps=2, per_dispatch=1):
 
 
 @pytest.fixture(scope='module')
-def config():
-  config = smoke_config('mask_ssim_l2')
-  # The recipe's own optimizer divides by the size of tiny gradients and would blow up rounding; this one does not.
-  config.optimizer.name = 'sgd'
-  config.optimizer.clip_each = 0.0
-  config.optimizer.learning_rate = 0.01
-  config.ema_decay = 0.9
-  return config
-
-
-@pytest.fixture(scope='module')
-def one_device(config):
-  return _run(_engine(config))
+def one_device():
+  return _run(_engine())
 
 
 def _assert_same(got, expected, rtol=2e-4):
@@ -75,8 +89,8 @@ def _assert_same(got, expected, rtol=2e-4):
 
 
 @pytest.mark.parametrize(('mode', 'fsdp'), [('jit', 1), ('jit', 4), ('pmap', 1)])
-def test_eight_devices_compute_what_one_does(config, one_device, mode, fsdp):
-  engine = _engine(config, mode, devices=8, fsdp=fsdp)
+def test_eight_devices_compute_what_one_does(one_device, mode, fsdp):
+  engine = _engine(mode, 8, fsdp)
   got = _run(engine)
   if fsdp > 1:
     cut = [leaf for leaf in jax.tree.leaves(got[0].params) if not leaf.sharding.is_fully_replicated]
@@ -84,12 +98,12 @@ def test_eight_devices_compute_what_one_does(config, one_device, mode, fsdp):
   _assert_same(got, one_device)
 
 
-def test_several_steps_a_dispatch_are_the_same_steps(config, one_device):
-  _assert_same(_run(_engine(config), per_dispatch=2), one_device)
+def test_several_steps_a_dispatch_are_the_same_steps(one_device):
+  _assert_same(_run(_engine(), per_dispatch=2), one_device)
 
 
-def test_a_resident_dataset_gives_the_same_steps(config, one_device):
-  engine = _engine(config, 'pmap', devices=8)
+def test_a_resident_dataset_gives_the_same_steps(one_device):
+  engine = _other_engine('pmap', 8)
   batches = [_batch(step) for step in range(2)]
   engine.put_dataset({name: np.concatenate([b[name] for b in batches]) for name in ('image', 'mask')})
   state = engine.init()
@@ -101,59 +115,61 @@ def test_a_resident_dataset_gives_the_same_steps(config, one_device):
   chex.assert_trees_all_close(*params, rtol=2e-4, atol=2e-5)
 
 
-def test_accumulated_gradients_average_the_pieces(config, one_device):
-  config = config.copy_and_resolve_references()
-  config.accumulate_steps = 2
-  one, many = _run(_engine(config)), _run(_engine(config, devices=4))
+def test_accumulated_gradients_average_the_pieces(one_device):
+  one, many = (_run(_other_engine(devices=devices, accumulate_steps=2)) for devices in (1, 4))
   _assert_same(many, one)
   # Each piece is normalised by itself, so the whole batch at once is close, but another computation.
   np.testing.assert_allclose(one[1]['loss'], one_device[1]['loss'], rtol=0.05)
   assert not np.array_equal(one[1]['loss'], one_device[1]['loss'])
 
 
-def test_bfloat16_computes_with_float32_parameters(config, one_device):
-  config = config.copy_and_resolve_references()
-  config.model.dtype = 'bfloat16'
-  state, metrics = _run(_engine(config))
+def test_bfloat16_computes_with_float32_parameters(one_device):
+  state, metrics = _run(_other_engine(**{'model.dtype': 'bfloat16'}))
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype('float32')}
   np.testing.assert_allclose(metrics['loss'], one_device[1]['loss'], rtol=0.02)
   assert not np.array_equal(metrics['loss'], one_device[1]['loss'])
 
 
-def test_remat_changes_no_number(config, one_device):
-  config = config.copy_and_resolve_references()
-  config.model.remat = True
-  _assert_same(_run(_engine(config)), one_device)
+def test_remat_changes_no_number(one_device):
+  _assert_same(_run(_other_engine(**{'model.remat': True})), one_device)
+
+
+@pytest.fixture(scope='module')
+def measured():
+  """By engine: what it measures of a batch that is not full, and its pictures."""
+
+  @functools.cache
+  def of(mode, devices):
+    engine = _engine(mode, devices)
+    batch = {**_batch(0), 'weight': np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}
+    batch['image'][5:] = 7  # Filling must not matter, whatever it is.
+    light = for_evaluation(engine.init())
+    sums = engine.metrics_on_host(engine.eval_step(light, engine.put(batch)))
+    return sums, engine.render(light, engine.put(_batch(0)))
+
+  return of
 
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
-def test_evaluation_sums_count_only_real_rows(config, mode):
-  one, many = _engine(config), _engine(config, mode, devices=8)
-  weight = np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)
-  sums = []
-  for engine in (one, many):
-    batch = {**_batch(0), 'weight': weight}
-    batch['image'][5:] = 7  # Filling must not matter, whatever it is.
-    light = for_evaluation(engine.init())
-    sums.append(engine.metrics_on_host(engine.eval_step(light, engine.put(batch))))
-  assert sums[0]['count'] == 5
-  for name, value in sums[0].items():
-    np.testing.assert_allclose(sums[1][name], value, rtol=2e-5, err_msg=name)
-  pictures = [engine.render(for_evaluation(engine.init()), engine.put(_batch(0))) for engine in (one, many)]
-  for name, value in pictures[0].items():
-    np.testing.assert_allclose(pictures[1][name], value, atol=2e-5, err_msg=name)
+def test_evaluation_sums_count_only_real_rows(measured, mode):
+  (expected, expected_pictures), (sums, pictures) = measured('jit', 1), measured(mode, 8)
+  assert expected['count'] == 5
+  for name, value in expected.items():
+    np.testing.assert_allclose(sums[name], value, rtol=2e-5, err_msg=name)
+  for name, value in expected_pictures.items():
+    np.testing.assert_allclose(pictures[name], value, atol=2e-5, err_msg=name)
 
 
-def test_a_step_compiles_once(config):
-  engine = _engine(config, devices=8)
+def test_a_step_compiles_once():
+  engine = _engine('jit', 8)
   state = engine.init()
   for step in range(3):
     state, _ = engine.train_step(state, engine.put_stacked([_batch(step)]), None)
   assert engine.train_step._cache_size() == 1
 
 
-def test_a_step_lowers_from_shapes_alone(config):
-  engine = _engine(config, devices=8)
+def test_a_step_lowers_from_shapes_alone():
+  engine = _engine('jit', 8)
   shapes = {
     name: jax.ShapeDtypeStruct((1, *value.shape), value.dtype, sharding=engine.stacked_rows)
     for name, value in _batch(0).items()

@@ -1,5 +1,6 @@
 """The loop's promises: resumed equals uninterrupted, damage and preemption are survived, wrong numbers stop it."""
 
+import functools
 import json
 import re
 import shutil
@@ -14,9 +15,11 @@ from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
 from jaxface.runlog import read_metrics
-from jaxface.runs import engine_for, load_run
+from jaxface.runs import load_run
 from jaxface.train import NonFiniteError, train
-from tests.smoke import saved_state, short_config
+from tests.smoke import saved_state, shared_engine, short_config
+
+pytestmark = pytest.mark.usefixtures('shared_engines')
 
 
 def _assert_same_bits(a, b):
@@ -24,21 +27,33 @@ def _assert_same_bits(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def _config(data_dir):
+  config = short_config(data_dir)
+  config.model.image_size = 4
+  return config
+
+
 @pytest.fixture
 def config(data_dir):
-  return short_config(data_dir)
+  return _config(data_dir)
 
 
 @pytest.fixture(scope='module')
 def whole_run(data_dir, tmp_path_factory):
   """A run of six steps, never interrupted, with a checkpoint every second step; and its configuration."""
-  config = short_config(data_dir)
+  config = _config(data_dir)
   config.eval_steps = config.render_steps = 4
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   outcome = train(config, workdir, quiet=True)
   assert outcome.finished
   assert outcome.step == 6
   return workdir, config
+
+
+@pytest.fixture(scope='module')
+def whole_state(whole_run):
+  """What that run ended with."""
+  return saved_state(*whole_run, 6)
 
 
 def _cut(whole_run, tmp_path, last_step) -> Path:
@@ -67,35 +82,34 @@ def test_a_run_leaves_its_papers(whole_run):
 
 
 @pytest.mark.parametrize('last_step', [2, 4])
-def test_resumed_equals_uninterrupted_to_the_bit(whole_run, tmp_path, last_step):
+def test_resumed_equals_uninterrupted_to_the_bit(whole_run, whole_state, tmp_path, last_step):
   workdir, config = _cut(whole_run, tmp_path, last_step), whole_run[1]
   train(config, workdir, quiet=True)
-  _assert_same_bits(saved_state(workdir, config, 6), saved_state(whole_run[0], config, 6))
+  _assert_same_bits(saved_state(workdir, config, 6), whole_state)
   strip = lambda records: [{k: v for k, v in r.items() if 'second' not in k} for r in records]
   assert strip(read_metrics(workdir)) == strip(read_metrics(whole_run[0]))
 
 
-def test_a_run_goes_on_on_other_devices_and_by_pmap(whole_run, tmp_path):
+def test_a_run_goes_on_on_other_devices_and_by_pmap(whole_run, whole_state, tmp_path):
   workdir, config = _cut(whole_run, tmp_path, 4), whole_run[1].copy_and_resolve_references()
   config.parallel.mode = 'pmap'
   train(config, workdir, quiet=True)
-  expected = saved_state(whole_run[0], whole_run[1], 6)
-  got = saved_state(workdir, config, 6)
+  expected, got = whole_state, saved_state(workdir, config, 6)
   assert int(got.step) == 6
   # Another order of sums, two steps of it; the recipe's optimizer makes much of the last digit of a tiny gradient.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got.params, expected.params)
-  saved, step = restore_for_evaluation(workdir, engine_for(whole_run[1]).abstract_saved, 'latest')
+  saved, step = restore_for_evaluation(workdir, shared_engine(whole_run[1]).abstract_saved, 'latest')
   assert step == 6
   _assert_same_bits(jax.tree.map(np.asarray, saved.params), got.params)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, whole_state, tmp_path, caplog):
   workdir, config = _cut(whole_run, tmp_path, 6), whole_run[1]
   for part in (workdir / 'checkpoints' / '6' / 'state' / 'd').iterdir():
     part.write_bytes(b'nonsense')
   train(config, workdir, quiet=True)
   assert re.search(r'checkpoint .*/6 cannot be read .*trying the one before', caplog.text)
-  _assert_same_bits(saved_state(workdir, config, 6), saved_state(whole_run[0], config, 6))
+  _assert_same_bits(saved_state(workdir, config, 6), whole_state)
 
 
 def test_best_and_last_are_kept(config, tmp_path):
@@ -113,20 +127,20 @@ def test_best_and_last_are_kept(config, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_by_name(config, tmp_path):
-  config.optimizer.name, config.optimizer.clip_each, config.optimizer.learning_rate = 'sgd', 0.0, 1e30
+  # At the recipe's own rate it is the run of the other tests.
+  config.optimizer.learning_rate = 1e30
   with pytest.raises(NonFiniteError, match=r'\w+ became (nan|inf|-inf) at step [23]; last good checkpoint'):
     train(config, tmp_path / 'run', quiet=True)
-  config.optimizer.learning_rate = 1e-4
-  config.total_steps = 2
-  train(config, tmp_path / 'good', quiet=True)
 
 
 def test_weights_of_another_run_start_a_new_one(whole_run, config, tmp_path):
   config.init_from = str(whole_run[0])
-  config.total_steps, config.optimizer.learning_rate = 1, 0.0
+  config.total_steps = 1
   train(config, tmp_path / 'next', quiet=True)
   best = load_run(whole_run[0]).state.params
-  _assert_same_bits(saved_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
+  # One step of Adam's goes as far as the learning rate at most.
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1.1 * config.optimizer.learning_rate)
+  jax.tree.map(close, saved_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
 
 
 def test_a_workdir_without_weights_is_refused_and_not_made(config, tmp_path):

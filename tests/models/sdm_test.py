@@ -111,8 +111,8 @@ def test_cached_label_maps_and_times_give_what_fresh_ones_give(inputs):
   fresh = _apply(SMALL)(variables, x, t, y)
   other = _apply(SMALL)(variables, x, t, y[::-1])
   assert np.abs(fresh - other).max() > 1e-2
-  method = lambda name, *given: SMALL.apply(variables, *given, method=name)
-  cached, times = jax.jit(lambda y, t: (method('cache', y, (4, 6)), method('times', t)))(y, t)
+  method = lambda variables, name, *given: SMALL.apply(variables, *given, method=name)
+  cached, times = jax.jit(lambda v, y, t: (method(v, 'cache', y, (4, 6)), method(v, 'times', t)))(variables, y, t)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
   close(_apply(SMALL)(variables, x, times, cached), fresh)
 

@@ -1,5 +1,7 @@
 """BeautyGAN's training step is the public code's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,7 @@ def golden():
     _nhwc(arrays[picture]), jnp.asarray(order[arrays[label][:, 0].astype(int)], jnp.uint8)
   )
   batch = {'a': faces('org_a', 'labels_a'), 'b': faces('ref_b', 'labels_b')}
-  opt_state = {name: task.optimizer.init(network) for name, network in params.items()}
+  opt_state = jax.jit(lambda params: {name: task.optimizer.init(network) for name, network in params.items()})(params)
   state = first_state(params, spectral, opt_state).replace(frozen=frozen)
   after, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(0))
   return arrays, task, state, after, metrics
@@ -119,7 +121,7 @@ def test_levels_mix_pixels(golden):
   target, reference = (jax.random.uniform(k, (1, 64, 64, 3), minval=-1) for k in jax.random.split(key))
   label = jnp.zeros((1, 64, 64), jnp.uint8)
   light = TrainState(state.step, {'generator': state.params['generator']}, None, None)
-  wear = jax.jit(lambda level: task.wear(light, Faces(target, label), reference, level))
+  wear = functools.partial(jax.jit(task.wear), light, Faces(target, label), reference)
   np.testing.assert_allclose(wear(jnp.zeros(1)), target, atol=1e-6)
   half, whole = wear(jnp.full(1, 0.5)), wear(jnp.ones(1))
   np.testing.assert_allclose(half, (target + whole) / 2, atol=1e-6)

@@ -1,6 +1,7 @@
 """The diffusion systems' steps: what rows are given, what is averaged, what drawing computes once, what is measured."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import for_evaluation
 from jaxface.tasks import diffusion, make_task
 from jaxface.tasks.diffusion import NOTHING, content_keys
-from tests.smoke import experiment
+from tests.smoke import experiment, untrained_state
 
 ROWS = 8
 
@@ -33,19 +34,26 @@ def _batch(size, seed=0):
 
 
 def _state(task):
-  """A fresh state with noise in all parameters: layers that start as zero would hide what comes before them."""
-  state = jax.jit(task.init)(jax.random.key(0)).replace(frozen=task.frozen)
+  """A state with noise in all parameters: layers that start as zero would hide what comes before them."""
+  state = untrained_state(task)
   leaves, tree = jax.tree.flatten(state.params)
   rng = np.random.default_rng(1)
-  params = tree.unflatten([leaf + 0.05 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+  params = tree.unflatten([leaf / 2 + 0.05 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
   return state.replace(params=params, ema=params)
+
+
+@functools.cache
+def _system(name):
+  """A task and a state."""
+  task = make_task(experiment(name, 'published', None))
+  return task, _state(task)
 
 
 @pytest.fixture(scope='module', params=['scadm', 'sdm'])
 def system(request):
   """A task, a state and a batch."""
-  task = make_task(experiment(request.param, 'published', None))
-  return task, _state(task), _batch(task.image_size)
+  task, state = _system(request.param)
+  return task, state, _batch(task.image_size)
 
 
 def _modes(task, state, batch):
@@ -70,8 +78,8 @@ def test_what_is_computed_once_changes_no_picture(system):
 
 
 def test_evaluation_is_a_function_of_the_example_alone():
-  task = make_task(experiment('sdm', 'published', None))
-  state, batch = _state(task), _batch(task.image_size)
+  task, state = _system('sdm')
+  batch = _batch(task.image_size)
   evaluate = jax.jit(task.eval_step)
   light = for_evaluation(state)
   first = evaluate(light, batch, jax.random.key(0))
@@ -94,8 +102,7 @@ def test_keys_tell_label_maps_apart():
 
 @pytest.fixture(scope='module')
 def scadm():
-  task = make_task(experiment('scadm', 'published', None))
-  return task, _state(task)
+  return _system('scadm')
 
 
 def test_rows_lose_their_style_or_everything(scadm):
@@ -126,7 +133,7 @@ def test_latents_of_a_resident_dataset_are_those_of_the_step(scadm):
   np.testing.assert_allclose(engine.dataset['latent'], latents, rtol=1e-4, atol=1e-5)
   pick = {'row': np.arange(ROWS, dtype=np.int32), 'index': np.arange(ROWS)[::-1].copy()}
   keys = jax.vmap(jax.random.key)(np.arange(ROWS))
-  rows = task.rows(state.replace(frozen=None), take(engine.dataset, pick), keys)
+  rows = jax.jit(task.rows)(state.replace(frozen=None), take(engine.dataset, pick), keys)
   np.testing.assert_array_equal(rows['x0'], engine.dataset['latent'][::-1])
 
 
@@ -134,9 +141,9 @@ def test_the_public_average_lacks_the_style_encoder(scadm, monkeypatch):
   task, state = scadm
   task = dataclasses.replace(task, ema_decay=0.99, optimizer=optax.sgd(0.1))
   monkeypatch.setattr(diffusion, 'update', lambda state, *_, **__: (state.replace(step=state.step + 1), {}))
-  moved = state.replace(ema=jax.tree.map(jnp.zeros_like, state.params))
+  moved = state.replace(ema=jax.tree.map(np.zeros_like, state.params))
   batch = _batch(task.image_size)
-  step = lambda task: task.train_step(moved, batch, jax.random.key(0))[0]
+  step = lambda task: jax.jit(task.train_step)(moved, batch, jax.random.key(0))[0]
   # At the first update the decay is 2 / 11.
   expected = jax.tree.map(lambda leaf: leaf * np.float32(9 / 11), state.params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), step(task).ema, expected)
@@ -149,17 +156,22 @@ def test_the_attention_loss_reaches_queries_and_keys(scadm):
   task, state = scadm
   task = dataclasses.replace(task, attention_weight=0.01)
   batch = _batch(task.image_size)
-  rows = task.rows(state, batch, jax.vmap(jax.random.key)(np.arange(ROWS)))
-  rows |= {'t': np.full(ROWS, 500), 'noise': rows['x0'][::-1], 'drop': np.zeros(ROWS, bool)}
 
-  def of(term):
-    loss = lambda params: task.terms(params, rows, task.given_rows(params, rows))[term]
-    gradient = jax.jit(jax.grad(loss))(state.params)['unet']
+  @jax.jit
+  def gradients(params, state):
+    rows = task.rows(state, batch, jax.vmap(jax.random.key)(np.arange(ROWS)))
+    rows |= {'t': np.full(ROWS, 500), 'noise': rows['x0'][::-1], 'drop': np.zeros(ROWS, bool)}
+    terms, pullback = jax.vjp(lambda params: task.terms(params, rows, task.given_rows(params, rows)), params)
+    zeros = jax.tree.map(jnp.zeros_like, terms)
+    return {name: pullback(zeros | {name: jnp.ones_like(terms[name])})[0]['unet'] for name in terms}
+
+  def largest(gradient):
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
     return max(float(jnp.abs(leaf).max()) for name, leaf in flat.items() if 'to_classes' in name and 'query' in name)
 
-  assert of('denoising') == 0
-  assert of('attention') > 0
+  found = gradients(state.params, state)
+  assert largest(found['denoising']) == 0
+  assert largest(found['attention']) > 0
 
 
 @pytest.mark.parametrize(('name', 'key', 'value', 'told'), [

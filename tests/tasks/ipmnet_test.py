@@ -109,14 +109,15 @@ def _close_update(found, expected, name):
 def test_the_generator_is_trained_as_in_the_public_code(golden):
   arrays, task, params, judges, frozen, rows = golden
 
+  # Closed over, they would be constants, which the compiler works on for long.
   @jax.jit
-  def step(params, opt_state):
+  def step(params, opt_state, judges, frozen, rows):
     loss_fn = lambda params: task.generator_loss(params, judges, frozen, **rows)
     (loss, terms), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = task.optimizer.update(gradient, opt_state, params)
     return loss, terms, gradient, jax.tree.map(jnp.add, params, updates), opt_state
 
-  loss, terms, gradient, after, opt_state = step(params, task.optimizer.init(params))
+  loss, terms, gradient, after, opt_state = step(params, jax.jit(task.optimizer.init)(params), judges, frozen, rows)
   both = lambda name: arrays[f'gen/{name}_a'] + arrays[f'gen/{name}_b']
   expected = {
     'adversarial': both('adv'),
@@ -136,7 +137,7 @@ def test_the_generator_is_trained_as_in_the_public_code(golden):
   moved = jax.tree.map(lambda new, old: np.asarray(new) - old, after, params)
   _assert_tensors('ipmnet_generator', moved, arrays, 'gen_after_once/gen.', _close_update)
   for _ in range(2):
-    loss, _, _, after, opt_state = step(after, opt_state)
+    loss, _, _, after, opt_state = step(after, opt_state, judges, frozen, rows)
   np.testing.assert_allclose(loss, arrays['gen/total_at_step3'], rtol=2e-3)
 
 
@@ -144,11 +145,11 @@ def test_the_discriminators_are_trained_as_in_the_public_code(golden):
   arrays, task, params, judges, _, rows = golden
 
   @jax.jit
-  def step(judges):
+  def step(judges, params, rows):
     loss, gradient = jax.value_and_grad(lambda judges: task.discriminators_loss(judges, params, **rows))(judges)
     return loss, gradient, task.optimizer.update(gradient, task.optimizer.init(judges), judges)[0]
 
-  loss, gradient, moved = step(judges)
+  loss, gradient, moved = step(judges, params, rows)
   np.testing.assert_allclose(loss, arrays['dis_loss_a'] + arrays['dis_loss_b'], rtol=1e-4)
   for side in 'ab':
     _assert_tensors('ipmnet_discriminator', gradient[side], arrays, f'dis_grad/dis_{side}.', _close_gradient)
@@ -157,9 +158,7 @@ def test_the_discriminators_are_trained_as_in_the_public_code(golden):
 
 @pytest.fixture(scope='module')
 def tiny():
-  config = experiment('ipmnet', 'code')
-  task = make_task(config)
-  return task, jax.jit(task.init)(jax.random.key(0))
+  return make_task(experiment('ipmnet', 'code'))
 
 
 def test_levels_lead_from_the_own_makeup_to_the_references(golden):
@@ -167,14 +166,16 @@ def test_levels_lead_from_the_own_makeup_to_the_references(golden):
   state = TrainState(jnp.int32(0), {'generator': params}, None, None)
 
   @jax.jit
-  def styles(level):
+  def styles(state, rows, level):
     code = task.code(state, rows['a'])
     own = task.code(state, rows['b'])
     picture = task.wear(state, rows['b'], code, jnp.full(2, level))
     return picture, (1 - level) * own + level * code, own, code
 
-  pictures, mixed, own, code = zip(*(styles(level) for level in (0.0, 0.25, 0.5, 0.75, 1.0)), strict=True)
-  ends = jax.jit(lambda: [task.wear(state, rows['b'], c) for c in (own[0], code[0])])()
+  levels = (0.0, 0.25, 0.5, 0.75, 1.0)
+  pictures, mixed, own, code = zip(*(styles(state, rows, level) for level in levels), strict=True)
+  wear = jax.jit(task.wear)
+  ends = [wear(state, rows['b'], c) for c in (own[0], code[0])]
   np.testing.assert_allclose(pictures[0], ends[0], atol=1e-5)
   np.testing.assert_allclose(pictures[-1], ends[1], atol=1e-5)
   distance = [np.linalg.norm(m - c, axis=-1).mean() for m, c in zip(mixed, code, strict=True)]
@@ -183,7 +184,7 @@ def test_levels_lead_from_the_own_makeup_to_the_references(golden):
 
 
 def test_rows_draw_for_themselves(tiny):
-  task, _ = tiny
+  task = tiny
   keys = jax.vmap(jax.random.key)(jnp.arange(4))
   whole, part = task.draw(keys), task.draw(keys[2:3])
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:3], b), whole, part)

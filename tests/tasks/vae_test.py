@@ -12,13 +12,13 @@ import pytest
 from jaxface.cli import load_config
 from jaxface.convert import from_reference, to_reference
 from jaxface.errors import UserError
-from jaxface.models.vae import FaceMaskVAE, stage_widths
+from jaxface.models.vae import FaceMaskVAE, Prediction
 from jaxface.optimizers import clip_each_by_norm, scale_by_keras_adam
 from jaxface.state import count, first_state, for_evaluation
 from jaxface.tasks import make_task
 from jaxface.tasks.vae import RECONSTRUCTION_LOSSES, VaeLoss, VaeTask
 from tests.golden import load
-from tests.smoke import EXPERIMENT, smoke_config
+from tests.smoke import EXPERIMENT, smoke_config, tiny_vae
 
 VARIANTS = [f'{mask}_{loss}' for mask in ('mask', 'nomask') for loss in RECONSTRUCTION_LOSSES]
 
@@ -40,8 +40,8 @@ def golden():
   about, tensors, arrays = load('vae/train_step')
   module, variables = from_reference('vae', tensors)
   task = _golden_task(module)
-  params, batch_stats = jax.tree.map(jnp.asarray, (variables['params'], variables['batch_stats']))
-  state = first_state(params, batch_stats, task.optimizer.init(params))
+  params, batch_stats = variables['params'], variables['batch_stats']
+  state = first_state(params, batch_stats, jax.jit(task.optimizer.init)(params))
   step = jax.jit(task.train_step)
   states, metrics = [state], []
   for i in range(2):
@@ -103,31 +103,42 @@ def _smoke(variant: str):
   return config
 
 
+def _tiny(variant: str):
+  return tiny_vae(_smoke(variant))
+
+
+@functools.cache
+def _fresh(masks: bool):
+  """The state that every tiny variant with or without masks starts from."""
+  return jax.jit(_tiny('mask_l1' if masks else 'nomask_l1').init)(jax.random.key(0))
+
+
 @pytest.fixture(scope='module')
 def one_batch(data_dir):
+  """Pictures of 4 pixels."""
   from jaxface.input_pipeline import load_whole, open_dataset
 
   whole = load_whole(
-    open_dataset('synthetic_faces/faces_16', 'train', ('image', 'mask'), image_size=16, data_dir=data_dir)
+    open_dataset('synthetic_faces/faces_16', 'train', ('image', 'mask'), image_size=4, data_dir=data_dir)
   )
   return {name: values[:4] for name, values in whole.items()} | {'row': np.arange(4, dtype=np.int32)}
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_every_variant_overfits_one_batch(variant, one_batch):
-  task = make_task(_smoke(variant))
+  task = _tiny(variant)
   batch = {name: one_batch[name] for name in (*task.batch_fields, 'row')}
-  state = jax.jit(task.init)(jax.random.key(0))
+  state = _fresh(task.loss.masks)
   batches = jax.tree.map(lambda rows: jnp.repeat(jnp.asarray(rows)[None], 40, axis=0), batch)
 
   @jax.jit
-  def train(state):
+  def train(state, batches):
     def step(state, batch):
       return task.train_step(state, batch, jax.random.fold_in(jax.random.key(1), state.step))
 
     return jax.lax.scan(step, state, batches)
 
-  _, metrics = train(state)
+  _, metrics = train(state, batches)
   # SSIM's loss, and so any sum with it, is at least 1.
   least = 1.0 if 'ssim' in RECONSTRUCTION_LOSSES[variant.partition('_')[2]] else 0.0
   first, last = metrics['loss'][0] - least, metrics['loss'][-5:].mean() - least
@@ -136,20 +147,25 @@ def test_every_variant_overfits_one_batch(variant, one_batch):
   assert ('dice' in metrics) == variant.startswith('mask')
 
 
+@functools.cache
+def _shapes(model):
+  """Of a network's variables; several variants share one."""
+  size = model.image_size
+  return jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, size, size, 3), np.float32))
+
+
 @pytest.mark.parametrize('arg', [*VARIANTS, *(f'{v},demo' for v in VARIANTS), *(f'{v},smoke' for v in VARIANTS)])
 def test_every_config_builds(arg):
   config = load_config(f'{EXPERIMENT}:{arg}', [])
-  task = make_task(config)
-  shapes = jax.eval_shape(task.init, jax.random.key(0))
+  shapes = _shapes(make_task(config).model)
   if ',' not in arg:
     # The published counts, moving statistics included.
-    expected = 9_337_188 if arg.startswith('mask') else 9_067_395
-    assert count(shapes.params) + count(shapes.model_state) == expected
+    assert count(shapes) == (9_337_188 if arg.startswith('mask') else 9_067_395)
 
 
 def test_metrics_follow_their_protocols(one_batch):
-  task = make_task(_smoke('mask_ssim_l2'))
-  state = for_evaluation(jax.jit(task.init)(jax.random.key(0)))
+  task = _tiny('mask_ssim_l2')
+  state = for_evaluation(_fresh(True))
   metrics = jax.jit(task.eval_step)(state, one_batch, jax.random.key(0))
   assert {name.rpartition('/')[0] for name in metrics} == {'', 'whole', 'true_mask', 'predicted_mask', 'mask'}
   assert all(values.shape == (4,) for values in metrics.values())
@@ -163,11 +179,11 @@ def test_metrics_follow_their_protocols(one_batch):
 
 def test_the_background_has_no_gradient_with_masks():
   size = 16
-  widths = stage_widths(size, 0.05)._asdict()
-  model = FaceMaskVAE(image_size=size, latent_dim=4, **widths)
-  image = jax.random.uniform(jax.random.key(1), (2, size, size, 3))
+  keys = jax.random.split(jax.random.key(1), 3)
+  image, decoded = (jax.random.uniform(key, (2, size, size, 3)) for key in keys[:2])
+  mask_logits = jax.random.normal(keys[2], (2, size, size, 1))
   mask = jnp.zeros((2, size, size, 1)).at[:, 4:10, 4:10].set(1.0)
-  predicted = jax.jit(model.init_with_output)(jax.random.key(0), image, mask=mask)[0]
+  predicted = Prediction(None, decoded, jax.nn.sigmoid(mask_logits), mask_logits, jnp.zeros((2, 4)), jnp.zeros((2, 4)))
   loss = VaeLoss('ssim_l2', masks=True)
 
   def of_decoded(decoded):
@@ -179,19 +195,23 @@ def test_the_background_has_no_gradient_with_masks():
 
 
 def test_unlabelled_data_serves_variants_without_masks(one_batch):
-  task = make_task(_smoke('nomask_l1'))
+  task = _tiny('nomask_l1')
   assert task.batch_fields == ('image',)
-  state = for_evaluation(jax.jit(task.init)(jax.random.key(0)))
   batch = {name: one_batch[name] for name in ('image', 'row')}
-  assert {name.rpartition('/')[0] for name in task.eval_step(state, batch, jax.random.key(0))} == {'', 'whole'}
-  assert set(task.render(state, batch, jax.random.key(0))) == {'input', 'decoded', 'sample'}
+  measured, shown = (
+    jax.eval_shape(function, for_evaluation(_fresh(False)), batch, jax.random.key(0))
+    for function in (task.eval_step, task.render)
+  )
+  assert {name.rpartition('/')[0] for name in measured} == {'', 'whole'}
+  assert set(shown) == {'input', 'decoded', 'sample'}
 
 
 def test_the_averaged_copy_follows_the_parameters(one_batch):
   config = _smoke('nomask_l2')
   config.ema_decay = 0.75
-  task = make_task(config)
-  state = jax.jit(task.init)(jax.random.key(0))
+  task = tiny_vae(config)
+  fresh = _fresh(False)
+  state = fresh.replace(ema=fresh.params)
   after, _ = jax.jit(task.train_step)(state, one_batch, jax.random.key(1))
   mixed = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.params, after.params)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, mixed)
