@@ -208,7 +208,7 @@ def test_the_readme_names_only_what_the_command_line_takes(capsys):
   commands = _readme_commands()
   assert {shlex.split(command)[1] for command in commands} == {
     'prepare', 'parse', 'train', 'makeup', 'evaluate', 'score', 'reconstruct', 'sample', 'interpolate', 'ablation',
-    'benchmark', 'convert', 'synthesize',
+    'benchmark', 'convert', 'synthesize', 'compile',
   }  # fmt: skip
   for command in commands:
     _, rest = make_parser().parse_known_args(shlex.split(command)[1:])

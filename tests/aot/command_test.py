@@ -141,7 +141,8 @@ def compiled(tmp_path_factory):
 def test_the_compiler_is_given_what_the_plan_says(compiled):
   memory = compiled[0][0]['memory_bytes']
   planned = sum(memory[part] for part in ('parameters', 'optimizer', 'frozen', 'other', 'batch'))
-  assert memory['given'] == pytest.approx(planned, rel=0.1)
+  # Of so small a network, tiles of 8 by 128 that are filled up are an eighth.
+  assert memory['given'] == pytest.approx(planned, rel=0.15)
   assert memory['optimizer'] == pytest.approx(2 * memory['parameters'], rel=0.01)
 
 

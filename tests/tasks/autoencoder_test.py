@@ -168,9 +168,9 @@ def test_it_learns_a_batch(trained, seen):
   _, task, _, _, losses = trained
   terms = {'loss', 'l1', 'vq', 'adaptive', 'adversarial', 'discriminator', 'grad_norm'}
   assert losses[0].keys() == terms
-  assert losses[-1]['l1'] < 0.55 * losses[0]['l1']
+  assert losses[-1]['l1'] < 0.6 * losses[0]['l1']
   before, after = _summary(task, seen[0][0]), _summary(task, seen[2][0])
-  assert after['reconstruction/l1'] < 0.55 * before['reconstruction/l1']
+  assert after['reconstruction/l1'] < 0.6 * before['reconstruction/l1']
   assert after['reconstruction/psnr'] > before['reconstruction/psnr'] + 4
   assert after['reconstruction/ssim'] > before['reconstruction/ssim']
 
