@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.models.unet_layers import GroupNorm
 from jaxface.spectral_norm import largest_singular_value, power_iteration
 from jaxface.window_conv import convolve, convolve_transpose
 
@@ -58,8 +59,7 @@ class ConvTranspose(nn.Module):
 
 def _norm(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:
   """Instance normalisation with a scale and a bias a channel; a layer of the module that calls."""
-  # The fast variance, E[x^2] - E[x]^2, loses that of a channel that hardly varies.
-  return nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)(x)
+  return GroupNorm(groups=x.shape[-1], dtype=dtype, name=name)(x)
 
 
 def _norm_relu(x: jax.Array, dtype: Dtype, name: str) -> jax.Array:

@@ -17,6 +17,7 @@ from jax import lax
 from jaxface.conv import conv_valid
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.models.group_norm import group_norm
 
 # Halvings in the style encoder, of which the first two double the channels.
 _STYLE_DOWNSAMPLES = 4
@@ -29,26 +30,18 @@ def reflect(x_BHWC: jax.Array, pixels: int) -> jax.Array:
   return jnp.pad(x_BHWC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='reflect')
 
 
-def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-  """Mean and biased variance over `axes` of every picture of x, float32, kept as axes of length 1."""
-  x = x.astype(jnp.float32)
-  mean = x.mean(axes, keepdims=True)
-  # Two passes: E[x^2] - E[x]^2 loses the variance of a channel that hardly varies, such as behind a flat picture.
-  return mean, jnp.square(x - mean).mean(axes, keepdims=True)
-
-
 def instance_norm(x_BHWC: jax.Array, affine_B2C: jax.Array | None = None) -> jax.Array:
   """Every channel of every picture to mean 0 and variance 1 (epsilon 1e-5, biased), in x's dtype.
 
   With `affine_B2C` (shift, then scale; float32) then times scale plus shift: adaptive instance normalisation, Huang &
   Belongie 2017. Statistics are float32.
   """
-  mean, var = _moments(x_BHWC, (1, 2))
-  factor = lax.rsqrt(var + 1e-5)
+  channels = x_BHWC.shape[-1]
   if affine_B2C is None:
-    return ((x_BHWC.astype(jnp.float32) - mean) * factor).astype(x_BHWC.dtype)
-  shift, scale = affine_B2C[:, 0, None, None], affine_B2C[:, 1, None, None]
-  return ((x_BHWC.astype(jnp.float32) - mean) * (factor * scale) + shift).astype(x_BHWC.dtype)
+    shift, scale = jnp.zeros((1, 1, 1, channels)), jnp.ones((1, 1, 1, channels))
+  else:
+    shift, scale = affine_B2C[:, 0, None, None], affine_B2C[:, 1, None, None]
+  return group_norm(x_BHWC, scale, shift, groups=channels, dtype=x_BHWC.dtype)
 
 
 class Conv(nn.Module):
@@ -162,8 +155,10 @@ class Up(nn.Module):
     bias = vector('bias', nn.initializers.zeros)
     scale, shift = vector('scale', nn.initializers.uniform(1.0)), vector('shift', nn.initializers.zeros)
     parts = upsampled_conv5x5(x_BhwI.astype(self.dtype), kernel).astype(jnp.float32) + bias
-    mean, var = _moments(parts, (1, 2, 3, 4, 5))
-    count = parts[0].size
+    count, axes = parts[0].size, (1, 2, 3, 4, 5)
+    mean = parts.mean(axes, keepdims=True)
+    # Two passes: E[x^2] - E[x]^2 loses the variance of features that hardly vary, such as behind a flat picture.
+    var = jnp.square(parts - mean).mean(axes, keepdims=True)
     # The root's slope at 0 is infinite: a flat picture, 0 behind the norm, must not send NaN back.
     std = jnp.sqrt(jnp.maximum(var * (count / (count - 1)), 1e-30))
     normal = (parts - mean) * (scale / (std + 1e-5)) + shift
