@@ -12,6 +12,7 @@ from jaxface.folders import folder, written_locally
 from jaxface.parallel import Engine, check_batch_size
 from jaxface.perceptual import Perceptual
 from jaxface.processes import giving_up_together, process_and_count, speaks
+from jaxface.published import PUBLISHED
 from jaxface.runs import Run, load_run, open_split
 from jaxface.state import TrainState, for_evaluation
 from jaxface.workdir import read_config, write_atomically
@@ -145,13 +146,17 @@ def evaluate_runs(
     **runs[0].engine.task.protocol,
     **perceptual.protocol,
   }
+  published = {run.config.task: PUBLISHED[run.config.task] for run in runs if run.config.task in PUBLISHED}
   if speaks():
     print('\n'.join(f'{name}: {value}' for name, value in protocol.items()))
     print('\n' + table(results))
+    for told in published.values():
+      print(f'\npublished: {told}')
   comparison = compare(runs, dataset)
   if speaks():
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / 'results.json', json.dumps({'protocol': protocol, 'results': results}, indent=2))
+    report = {'protocol': protocol, 'results': results, 'published': published}
+    write_atomically(out / 'results.json', json.dumps(report, indent=2))
     with written_locally(out / 'comparison.png') as file:
       figures.save_png(file, comparison)
     print(f'\nwritten: {out / "results.json"}, {out / "comparison.png"}')

@@ -1,5 +1,6 @@
 """Evaluation of whatever pictures a task makes: LPIPS, FID, diversity and identity by networks that know pictures, SSIM
-and the like without one, and whether a face parser finds in a picture the label map that was asked for."""
+and the like without one, whether a face parser finds in a picture the label map that was asked for, and the time it
+takes to make one."""
 
 import functools
 from collections import defaultdict
@@ -17,6 +18,7 @@ from jaxface.parallel import JitEngine
 from jaxface.parsing import Parser, load_parser
 from jaxface.state import PyTree, TrainState
 from jaxface.tasks.task import Batch
+from jaxface.timing import time_repeatedly
 
 _SSIM_WINDOW = 11
 _BY_EYE = paired.measures(_SSIM_WINDOW)
@@ -30,6 +32,7 @@ METRICS = {
   'diversity-alex': 'lpips-alex',
   'identity': 'resnet50_face',
   'miou': None,
+  'seconds': None,
   **dict.fromkeys(_BY_EYE),
 }
 
@@ -40,6 +43,7 @@ _TOLD = {
   'diversity': 'LPIPS v0.1 of two pictures made of the same input, or else of a picture and its neighbour; mean',
   'identity': 'cosine of face features, averaged over all positions',
   'miou': 'label map found in the 8-bit picture against the one asked for, over all pixels of the set',
+  'seconds': 'to make one picture, in batches as evaluated, by all devices; compiling not counted',
 }
 
 Apply = Callable[..., jax.Array]
@@ -108,6 +112,8 @@ class Perceptual:
     measured = {name: total / counts[name] for name, total in sums.items() if counts[name]}
     real = statistics.pop('real', None)
     measured |= {f'{name}/fid': fid.frechet_distance(real, of) for name, of in statistics.items()}
+    if 'seconds' in self._metrics:
+      measured |= _seconds(engine, state, batch)
     for name, confusion in agreement.items():
       figures = segmentation.scores_of(confusion)
       measured |= {f'{name}/{metric}': figures[metric] for metric in ('miou', 'accuracy')}
@@ -124,6 +130,8 @@ class Perceptual:
       raise UserError(f'this system makes no pictures that {told} could compare; leave out --metrics')
     values, features, asked = {}, {}, {}
     for metric in self._metrics:
+      if metric == 'seconds':
+        continue
       if metric == 'miou':
         if not compared.asked:
           raise UserError('this system makes no pictures after label maps; leave out the metric miou')
@@ -160,6 +168,15 @@ def _parser_for(metrics: Sequence[str], workdir: Path | None) -> Parser | None:
   if workdir is None:
     raise UserError('the metric miou needs a trained face parser: --parser WORKDIR')
   return load_parser(workdir)
+
+
+def _seconds(engine: JitEngine, state: TrainState, batch: Batch) -> dict[str, float]:
+  """'protocol/seconds' that a made picture takes in a batch like this one, in which all protocols are made together."""
+  make = jax.jit(lambda state, batch: engine.task.compared(state, batch).sets, out_shardings=engine.whole)
+  given = engine.put(batch)
+  made = {name: len(pictures) for name, pictures in jax.eval_shape(make, state, given).items()}
+  each = time_repeatedly(lambda: make(state, given), seconds=1.0)[0] / max(sum(made.values()), 1)
+  return {f'{name}/seconds': each for name in made}
 
 
 def _over(pictures: Mapping[str, tuple[jax.Array, ...]], measure: Apply) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxface import input_pipeline, weights
+from jaxface import input_pipeline, perceptual, weights
 from jaxface.errors import UserError
 from jaxface.metrics import fid
 from jaxface.parallel import JitEngine, make_mesh
@@ -83,6 +83,13 @@ def test_numbers_are_those_of_all_pictures_at_once(dataset):
   assert measured.keys() == expected.keys()
   for name, value in expected.items():
     assert measured[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+
+
+def test_seconds_are_those_of_every_made_picture(dataset, monkeypatch):
+  engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
+  monkeypatch.setattr(perceptual, 'time_repeatedly', lambda call, seconds: (call() and 8.0, 1))
+  measured = Perceptual(['seconds']).measure(engine, jnp.float32(0.5), dataset, batch_size=8)
+  assert measured == {'half/seconds': 0.5, 'black/seconds': 0.5}  # 8 seconds for 8 pictures in two ways.
 
 
 def test_few_pictures_and_unknown_metrics_are_refused(dataset):
