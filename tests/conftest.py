@@ -1,6 +1,7 @@
 """Every test sees eight simulated CPU devices; the flags must be set before JAX is imported."""
 
 import functools
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from pathlib import Path
 
 # Tests compile much and compute little.
 _FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-# A third of the time to compile; other releases may not know the flag, and die of it.
+# A third of the time to compile; other releases may not know the flags, and die of them.
 if version('jaxlib').startswith('0.10.'):
-  _FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+  _FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+# Tracing makes many objects and few cycles of them: to look for these takes a tenth of the time.
+gc.set_threshold(100_000, 50, 50)
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAGS}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tests in other processes, and the next run, find what one has compiled.

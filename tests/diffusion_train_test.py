@@ -18,7 +18,16 @@ from jaxface.tasks.first_stage import FirstStage
 from jaxface.tasks.scadm import OWN_STYLE
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
-from tests.smoke import CUT_ALL, experiment, first_batches, saved_state, shared_engine, start_from, untrained_state
+from tests.smoke import (
+  CUT_ALL,
+  assert_same_but_for_rounding,
+  experiment,
+  first_batches,
+  first_state,
+  saved_state,
+  shared_engine,
+  start_from,
+)
 
 
 def _config(data_dir):
@@ -30,40 +39,36 @@ def _config(data_dir):
   config.loss.discard_rate = config.loss.drop_rate = 0.0
   config.loss.prediction = 'v'  # Of noise, a first guess is far off the picture where there is little else.
   config.ema_decay = 0.9
+  config.batch_size = 4
   return config
 
 
 @functools.cache
 def _batches(data_dir):
-  return first_batches(_config(data_dir), 2)
+  return [{name: rows[:4] for name, rows in batch.items()} for batch in first_batches(_config(data_dir), 2)]
 
 
-def _two_steps(data_dir, devices, fsdp):
-  config = _config(data_dir)
-  # Adam's first steps go by the sign of a gradient, whatever its size: rounding would show.
-  config.optimizer.name, config.optimizer.learning_rate = 'sgd', 0.03
-  config.loss.discard_rate = 0.5
-  task = make_task(config)
-  engine = JitEngine(task, seed=0, mesh=make_mesh(fsdp, jax.devices()[:devices]), rules=CUT_ALL)
-  start_from(engine, lambda: untrained_state(task).replace(frozen=None))
+def _two_steps(engine, batches):
   state, log = engine.init(), []
-  for batch in _batches(data_dir):
+  for batch in batches:
     state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
     log.append(engine.metrics_on_host(metrics))
   return engine.to_saved(state), log
 
 
-def test_sharded_over_eight_devices_is_what_one_computes(data_dir):
-  expected, expected_log = _two_steps(data_dir, 1, 1)
-  state, log = _two_steps(data_dir, 8, 2)
+def test_sharded_over_four_devices_is_what_one_computes(data_dir):
+  config = _config(data_dir)
+  one = shared_engine(config, devices=1)
+  four = JitEngine(make_task(config), seed=0, mesh=make_mesh(2, jax.devices()[:4]), rules=CUT_ALL)
+  start_from(four, lambda: first_state(one))
+  (expected, expected_log), (state, log) = (_two_steps(engine, _batches(data_dir)) for engine in (one, four))
   for found, wanted in zip(log, expected_log, strict=True):
     assert found.keys() == wanted.keys() >= {'loss', 'denoising', 'grad_norm'}
     for name in wanted:
-      np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, err_msg=name)
+      np.testing.assert_allclose(found[name], wanted[name], rtol=2e-3, err_msg=name)
   assert any(leaf.sharding.spec for leaf in jax.tree.leaves(state.ema))
   assert state.frozen is None
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=3e-5)
-  jax.tree.map(close, (state.params, state.ema), (expected.params, expected.ema))
+  assert_same_but_for_rounding((state.params, state.ema), (expected.params, expected.ema))
 
 
 @pytest.mark.usefixtures('one_device_engines')
@@ -115,4 +120,4 @@ def test_a_batch_is_learnt_by_heart_and_drawn_again(data_dir):
   own = np.diagonal(distances)
   others = (distances.sum(1) - own) / (len(own) - 1)
   assert own.mean() < 0.4 * others.mean()
-  assert (distances.argmin(1) == np.arange(8)).sum() >= 6
+  assert (distances.argmin(1) == np.arange(4)).sum() >= 3

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxface import meshes, parallel
 from jaxface.checkpoint import Checkpoints
 from jaxface.evaluate import evaluate_runs
 from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
 from jaxface.train import train
 from tests.smoke import EXPERIMENT, saved_state, short_config
+
+pytestmark = pytest.mark.usefixtures('one_device_engines')
 
 
 @pytest.fixture
@@ -48,32 +49,25 @@ def _wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
   raise AssertionError(f'step {step} was not reached: {process.poll()}')
 
 
-def _stopped(config, workdir: Path, how: signal.Signals) -> tuple[int, str, int]:
-  """Starts a run in a process of its own and stops it after a few steps: exit status, output, last checkpoint."""
-  process = subprocess.Popen(
-    _command(workdir, config, '--config.total_steps=400'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
-  _wait_for_step(workdir, 5, process)
-  process.send_signal(how)
-  output, _ = process.communicate(timeout=120)
-  with Checkpoints(workdir, read_only=True) as checkpoints:
-    return process.returncode, output, checkpoints.steps[-1]
+def _flags(devices: int) -> str:
+  return re.sub(r'device_count=\d+', f'device_count={devices}', os.environ['XLA_FLAGS'])
 
 
 def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
-  _, _, reached = _stopped(config, tmp_path / 'killed', signal.SIGKILL)
-  config.total_steps = reached + 2
-  train(config, tmp_path / 'killed', quiet=True)
-  train(config, tmp_path / 'whole', quiet=True)
-  states = [saved_state(tmp_path / name, config, reached + 2) for name in ('killed', 'whole')]
-  jax.tree.map(np.testing.assert_array_equal, *states)
-
-
-def test_a_preempted_run_saves_its_last_step_and_leaves(config, tmp_path):
-  status, output, reached = _stopped(config, tmp_path / 'run', signal.SIGTERM)
-  assert status == 0, output
-  assert f'asked to stop: saved at step {reached}' in output
-  assert reached == read_metrics(tmp_path / 'run')[-1]['step']
+  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+  process = subprocess.Popen(
+    _command(killed, config, '--config.total_steps=400'),
+    env=os.environ | {'XLA_FLAGS': _flags(devices=1)},
+    stdout=subprocess.DEVNULL,
+  )
+  _wait_for_step(killed, 5, process)
+  process.kill()
+  process.wait()
+  with Checkpoints(killed, read_only=True) as checkpoints:
+    config.total_steps = checkpoints.steps[-1] + 2
+  for workdir in (killed, whole):
+    train(config, workdir, quiet=True)
+  jax.tree.map(np.testing.assert_array_equal, *(saved_state(w, config, config.total_steps) for w in (killed, whole)))
 
 
 # Trains as told, then evaluates what it has left, in the same processes: they take long to start.
@@ -110,7 +104,7 @@ def _two_processes(program: str, *arguments: str) -> list[subprocess.Popen]:
     port = probe.getsockname()[1]
   environment = dict(
     os.environ,
-    XLA_FLAGS=re.sub(r'device_count=\d+', 'device_count=4', os.environ['XLA_FLAGS']),
+    XLA_FLAGS=_flags(devices=4),
     JAX_CPU_COLLECTIVES_IMPLEMENTATION='gloo',
     SLURM_JOB_ID='1',
     SLURM_STEP_NODELIST='localhost',
@@ -129,18 +123,20 @@ def _two_processes(program: str, *arguments: str) -> list[subprocess.Popen]:
   ]
 
 
-def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_path, monkeypatch):
-  """The whole life of a run on two hosts, one of which is preempted, against the same run on one."""
+def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_path):
+  """The whole life of a run on two hosts, one of which is preempted, against the same run on one device."""
   # Rounding would grow by the recipe's own optimizer, which divides by the size of tiny gradients.
   config.optimizer.name, config.optimizer.clip_each, config.optimizer.learning_rate = 'sgd', 0.0, 0.01
   overrides = [f'--config.optimizer.{key}={config.optimizer[key]}' for key in ('name', 'clip_each', 'learning_rate')]
   two = tmp_path / 'two'
-  command = _command(two, config, *overrides, '--config.total_steps=400', '--coordinator', 'auto')[3:]
+  command = _command(
+    two, config, *overrides, '--config.total_steps=400', '--coordinator', 'auto', '--stopped-status', '75'
+  )[3:]
   processes = _two_processes(_TRAIN_AND_EVALUATE, str(two), config.data.data_dir, *command)
   _wait_for_step(two, 3, processes[0])
   processes[1].send_signal(signal.SIGTERM)
   outputs = [process.communicate(timeout=300) for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert [process.returncode for process in processes] == [75, 75], outputs
 
   with Checkpoints(two, read_only=True) as checkpoints:
     reached = checkpoints.steps[-1]
@@ -159,9 +155,7 @@ def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_
 
   config.total_steps = reached + 2
   train(config, tmp_path / 'one', quiet=True)
-  with monkeypatch.context() as patch:
-    patch.setattr(parallel, 'make_mesh', lambda fsdp: meshes.make_mesh(fsdp, jax.devices()[:2]))
-    train(config, two, quiet=True)
+  train(config, two, quiet=True)
   losses = {
     name: {record['step']: record['train/loss'] for record in read_metrics(tmp_path / name) if 'train/loss' in record}
     for name in ('one', 'two')
