@@ -32,7 +32,7 @@ def config(data_dir):
 def _command(workdir: Path, config, *extra: str) -> list[str]:
   return [
     sys.executable, '-m', 'jaxface.cli', 'train', '--workdir', str(workdir),
-    '--config', f'{EXPERIMENT}:mask_ssim_l2,smoke', '--data-dir', config.data.data_dir,
+    '--config', f'{EXPERIMENT}:mask_l2,smoke', '--data-dir', config.data.data_dir,
     '--config.data.workers=0', '--config.checkpoint_steps=2', '--config.keep_last=400', '--config.eval_steps=0',
     '--config.render_steps=0', '--config.log_steps=1', *extra,
   ]  # fmt: skip

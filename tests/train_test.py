@@ -68,7 +68,7 @@ def _cut(whole_run, tmp_path, last_step) -> Path:
 
 def test_a_run_leaves_its_papers(whole_run):
   workdir, _ = whole_run
-  assert workdirs.read_config(workdir).loss.name == 'ssim_l2'
+  assert workdirs.read_config(workdir).loss.name == 'l2'
   about = json.loads((workdir / 'environment.json').read_text())
   assert about['packages']['jax'] == jax.__version__
   assert len(about['devices']) == 8
