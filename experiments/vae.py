@@ -56,6 +56,7 @@ def get_config(arg: str = 'mask_ssim_l2') -> ml_collections.ConfigDict:
   config.loss.name = loss
   config.loss.kl_weight = 1e-3
   config.loss.filter_size = 9
+  config.loss.fused_ssim = False  # One kernel for SSIM and its gradient, on TPU.
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'keras_adam'

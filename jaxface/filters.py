@@ -40,15 +40,15 @@ def blur_along_two_axes(planes: jax.Array, window: np.ndarray) -> jax.Array:
 
   K stays an axis of its own: merged with H, planes that are spread over devices would be gathered on each of them.
   """
-  rows = _product(planes, _band(planes.shape[2], window), (((2,), (1,)), ((), ())))
-  return _product(_band(planes.shape[0], window), rows, (((1,), (0,)), ((), ())))
+  rows = _product(planes, band(planes.shape[2], window), (((2,), (1,)), ((), ())))
+  return _product(band(planes.shape[0], window), rows, (((1,), (0,)), ((), ())))
 
 
 def blur_as_two_matrices(planes: jax.Array, window: np.ndarray) -> jax.Array:
   """`blur` for a CPU, where XLA would copy the three axes of the other form about, and take three times as long."""
   height, count, width = planes.shape
-  rows = _product(planes.reshape(height * count, width), _band(width, window), (((1,), (1,)), ((), ())))
-  columns = _product(_band(height, window), rows.reshape(height, -1), (((1,), (0,)), ((), ())))
+  rows = _product(planes.reshape(height * count, width), band(width, window), (((1,), (1,)), ((), ())))
+  columns = _product(band(height, window), rows.reshape(height, -1), (((1,), (0,)), ((), ())))
   return columns.reshape(-1, count, rows.shape[-1])
 
 
@@ -76,7 +76,7 @@ def picture_pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
   return a.astype(jnp.float32), b.astype(jnp.float32)
 
 
-def _band(length: int, window: np.ndarray) -> np.ndarray:
+def band(length: int, window: np.ndarray) -> np.ndarray:
   """The matrix [length - size + 1, length] whose product with a signal is the signal filtered by `window`."""
   positions = length - len(window) + 1
   assert positions > 0, (length, len(window))

@@ -69,9 +69,12 @@ def l2_loss(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.mean(jnp.square(a - b))
 
 
-def ssim_loss(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None, filter_size: int = 9) -> jax.Array:
+def ssim_loss(
+  a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None, filter_size: int = 9, fused: bool = False
+) -> jax.Array:
   """Mean over the batch of 2 - SSIM, in [1, 3]: 1, not 0, for equal pictures. Pictures [B, H, W, C] in [0, 1].
 
-  `mask` [B, H, W, 1] weighs the windows (see `jaxface.ssim.ssim`). The window of 9 is the published one.
+  `mask` [B, H, W, 1] weighs the windows, `fused` is for TPU (see `jaxface.ssim.ssim`). The window of 9 is the published
+  one.
   """
-  return jnp.mean(2 - ssim(a, b, mask=mask, filter_size=filter_size))
+  return jnp.mean(2 - ssim(a, b, mask=mask, filter_size=filter_size, fused=fused))

@@ -211,8 +211,14 @@ class JitEngine:
   @functools.cached_property
   def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, batches [K, B, ...], dataset or None) -> (state, metrics [K])`; the given state's memory is reused."""
+
+    def steps(state: TrainState, batches: Batch, dataset: Batch | None) -> tuple[TrainState, dict[str, jax.Array]]:
+      # Kernels, which the compiler does not cut for several devices, ask for the mesh.
+      with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+        return _run_steps(self.task, self.seed, state, batches, dataset, self.rows)
+
     return jax.jit(
-      lambda state, batches, dataset: _run_steps(self.task, self.seed, state, batches, dataset, self.rows),
+      steps,
       in_shardings=(self._state_sharding, self.stacked_rows, self.rows),
       out_shardings=(self._state_sharding, self.whole),
       donate_argnums=0,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.filters import blur, from_planes, gaussian, picture_pair, to_planes
+from jaxface.ssim_kernel import Similarity, mean_ssim
 
 # Wang et al. 2003, section 3.2: exponents of the five scales, finest first.
 MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -36,6 +37,7 @@ def ssim(
   k2: float = 0.03,
   mask: jax.Array | None = None,
   return_map: bool = False,
+  fused: bool = False,
 ) -> jax.Array:
   """Structural similarity of picture pairs [..., H, W, C] in [0, max_val] -> [...] in [-1, 1]; higher is better.
 
@@ -49,7 +51,10 @@ def ssim(
 
   `return_map` gives every position's value instead, [..., H', W', C] with H', W' = H, W - filter_size + 1.
 
-  UserError for shapes or types that do not fit, pictures smaller than the window, or a mask together with return_map.
+  `fused` computes value and gradient by one kernel on TPU, see `jaxface.ssim_kernel`; elsewhere it changes nothing. A
+  program for several devices is to be traced in the context of their mesh, with pictures spread over all of it.
+
+  UserError for shapes or types that do not fit, pictures smaller than the window, or two of mask, return_map and fused.
   """
   a, b = picture_pair(a, b)
   *batch, height, width, channels = a.shape
@@ -57,11 +62,17 @@ def ssim(
     raise UserError(
       f'{height}x{width} pictures are smaller than filter_size={filter_size}; it can be at most {min(height, width)}'
     )
+  if (mask is not None) + return_map + fused > 1:
+    raise UserError('a mask weighs the mean of the map, which a fused kernel never has; give one of the three')
   window = gaussian(filter_size, filter_sigma)
-  map_HKW = _ssim_map(to_planes(a / max_val), to_planes(b / max_val), window, k1, k2)
+  a_HKW, b_HKW = to_planes(a / max_val), to_planes(b / max_val)
+  if fused:
+    by_kernel = functools.partial(_mean_by_kernel, Similarity(tuple(map(float, window)), k1, k2))
+    by_map = lambda a_HKW, b_HKW: _ssim_map(a_HKW, b_HKW, window, k1, k2).mean((0, 2))
+    mean_K = jax.lax.platform_dependent(a_HKW, b_HKW, tpu=by_kernel, default=by_map)
+    return mean_K.reshape(*batch, channels).mean(-1)
+  map_HKW = _ssim_map(a_HKW, b_HKW, window, k1, k2)
   if return_map:
-    if mask is not None:
-      raise UserError('a mask weighs the mean of the map and not the map; give either mask or return_map')
     return from_planes(map_HKW, tuple(batch))
   if mask is None:
     return map_HKW.mean((0, 2)).reshape(*batch, channels).mean(-1)
@@ -114,6 +125,10 @@ def ms_ssim(
 def _ssim_map(a_HKW, b_HKW, window, k1, k2):
   # To dm-pix the planes are one tall picture of K columns; only the filter knows which axes are the picture's.
   return dm_pix.ssim(a_HKW, b_HKW, k1=k1, k2=k2, filter_fn=functools.partial(blur, window=window), return_map=True)
+
+
+def _mean_by_kernel(similarity, a_HKW, b_HKW):
+  return mean_ssim(similarity, a_HKW.transpose(1, 0, 2), b_HKW.transpose(1, 0, 2))
 
 
 def _power(term, exponent):

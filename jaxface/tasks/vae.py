@@ -43,6 +43,7 @@ class VaeLoss:
     masks: composite with the true mask before comparing, so that only face pixels count, and train the mask decoder.
     kl_weight: factor of the KL divergence's mean over batch and latent dimensions.
     filter_size: side of the SSIM's window.
+    fused_ssim: see `jaxface.ssim.ssim`.
     axis_name: `pmap` axis, for the dice term's sums over the whole batch.
   """
 
@@ -50,6 +51,7 @@ class VaeLoss:
   masks: bool
   kl_weight: float = 1e-3
   filter_size: int = 9
+  fused_ssim: bool = False
   axis_name: str | None = None
 
   def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class VaeLoss:
     measures = {
       'l1': losses.l1_loss,
       'l2': losses.l2_loss,
-      'ssim': lambda a, b: losses.ssim_loss(a, b, filter_size=self.filter_size),
+      'ssim': lambda a, b: losses.ssim_loss(a, b, filter_size=self.filter_size, fused=self.fused_ssim),
     }
     terms = {
       name: weight * measures[name](image, predicted.image) for name, weight in RECONSTRUCTION_LOSSES[self.name].items()
