@@ -114,9 +114,11 @@ def _shifts(x: jax.Array, size: int, stride: int, pad: int, outputs: tuple[int, 
   """[B, H, W, C] -> [B, *outputs, size^2, C]: what each window covers, the first beginning `pad` before x's pixels."""
   after = [stride * (out - 1) + size - pad - side for out, side in zip(outputs, x.shape[1:3], strict=True)]
   x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((pad, end, 0) for end in after), (0, 0, 0)])
-  rows, columns = (stride * (out - 1) + 1 for out in outputs)
-  taps = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
-  return jnp.stack(taps, 3)
+  # Axis by axis: 2 size slices instead of size^2.
+  for axis, out in ((2, outputs[1]), (1, outputs[0])):
+    last = stride * (out - 1) + 1
+    x = jnp.stack([lax.slice_in_dim(x, t, t + last, stride, axis) for t in range(size)], 3)
+  return x.reshape(*x.shape[:3], size * size, x.shape[-1])
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, pad: int = 0) -> jax.Array:
