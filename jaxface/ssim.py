@@ -63,7 +63,10 @@ def ssim(
       f'{height}x{width} pictures are smaller than filter_size={filter_size}; it can be at most {min(height, width)}'
     )
   if (mask is not None) + return_map + fused > 1:
-    raise UserError('a mask weighs the mean of the map, which a fused kernel never has; give one of the three')
+    raise UserError(
+      'a mask weighs the mean of the map and not the map, which a fused kernel never has; '
+      'give either mask or return_map or fused'
+    )
   window = gaussian(filter_size, filter_sigma)
   a_HKW, b_HKW = to_planes(a / max_val), to_planes(b / max_val)
   if fused:

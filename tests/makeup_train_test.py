@@ -21,9 +21,11 @@ from jaxface.workdir import CHECKPOINT_FOLDER
 from tests.smoke import (
   REPOSITORY,
   assert_same_but_for_rounding,
+  assert_same_gradients,
   experiment,
   first_batches,
   first_state,
+  run_steps,
   saved_state,
   shared_engine,
   start_from,
@@ -47,15 +49,7 @@ def _config(system, makeup_dir):
 
 @functools.cache
 def _batches(makeup_dir, system):
-  return [{name: rows[:2] for name, rows in batch.items()} for batch in first_batches(_config(system, makeup_dir), 2)]
-
-
-def _two_steps(engine, batches):
-  state, log = engine.init(), []
-  for batch in batches:
-    state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
-    log.append(engine.metrics_on_host(metrics))
-  return engine.to_saved(state), log
+  return first_batches(_config(system, makeup_dir), 2)
 
 
 @pytest.mark.parametrize('system', SYSTEMS)
@@ -64,8 +58,9 @@ def test_two_devices_compute_what_one_does(makeup_dir, system):
   one = shared_engine(config, devices=1)
   two = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:2]))
   start_from(two, lambda: first_state(one))
-  expected, expected_log = _two_steps(one, batches)
-  state, log = _two_steps(two, batches)
+  assert_same_gradients((two, one), batches[0])
+  expected, expected_log = run_steps(one, batches)
+  state, log = run_steps(two, batches)
   for step, (found, wanted) in enumerate(zip(log, expected_log, strict=True)):
     assert found.keys() == wanted.keys()
     for name in wanted:

@@ -71,6 +71,15 @@ def tiny_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
   return dataclasses.replace(task, model=model, loss=dataclasses.replace(task.loss, filter_size=3))
 
 
+def run_steps(engine: Engine, batches: list[dict[str, np.ndarray]]) -> tuple[TrainState, list[dict[str, np.ndarray]]]:
+  """The state, as saved, after a step from the start on each of `batches`, and every step's metrics."""
+  state, log = engine.init(), []
+  for batch in batches:
+    state, metrics = engine.train_step(state, engine.put_stacked([batch]), None)
+    log.append(engine.metrics_on_host(metrics))
+  return engine.to_saved(state), log
+
+
 # What of a configuration does not change the programs that an engine compiles.
 _NO_PROGRAM = (
   'total_steps', 'log_steps', 'eval_steps', 'eval_batches', 'render_steps', 'checkpoint_steps', 'keep_last',
@@ -137,10 +146,12 @@ CUT_ALL = ((r'(params|opt_state|ema)(/.*)?', shard_largest('fsdp', min_elements=
 
 
 def first_batches(config: ConfigDict, count: int) -> list[dict[str, np.ndarray]]:
-  """The first training batches of a run, of eight rows each."""
+  """The first training batches of a run."""
   engine = JitEngine(make_task(config), seed=0, mesh=make_mesh(1, jax.devices()[:1]))
   dataset = open_split(config, engine, 'train')
-  stream = input_pipeline.TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=0)
+  stream = input_pipeline.TrainBatches(
+    dataset, batch_size=config.batch_size, seed=0, next_batch=0, process=(0, 1), workers=0
+  )
   return [next(stream) for _ in range(count)]
 
 
@@ -149,6 +160,15 @@ def assert_same_but_for_rounding(found: Any, expected: Any) -> None:
   pairs = zip(*map(jax.tree.leaves, (found, expected)), strict=True)
   close = [np.isclose(np.asarray(a), np.asarray(b), rtol=1e-3, atol=1e-5).ravel() for a, b in pairs]
   assert np.concatenate(close).mean() > 0.99
+
+
+def assert_same_gradients(engines: tuple[Engine, Engine], batch: dict[str, np.ndarray]) -> None:
+  """What the optimizer keeps after one step, Adam's moments, is made of the gradients alone: 1e-3 of the largest."""
+  moments = (
+    [np.asarray(leaf) for leaf in jax.tree.leaves(run_steps(engine, [batch])[0].opt_state)] for engine in engines
+  )
+  for found, expected in zip(*moments, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max() + 1e-7)
 
 
 def saved_state(workdir: Path, config: ConfigDict, step: int) -> TrainState:

@@ -194,7 +194,7 @@ def test_unfit_input_is_refused():
     ssim(a, b[:, 1:])
   with pytest.raises(UserError, match=r'need \(1, 16, 16, 1\)'):
     ssim(a, b, mask=np.ones((1, 16, 16)))
-  with pytest.raises(UserError, match='give one of the three'):
+  with pytest.raises(UserError, match='either mask or return_map'):
     ssim(a, b, mask=np.ones((1, 16, 16, 1)), return_map=True)
   with pytest.raises(UserError, match='sigma 0'):
     ssim(a, b, filter_sigma=0)
