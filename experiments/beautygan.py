@@ -127,7 +127,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.data.eval_split = 'validation'
     config.model.image_size = config.augment.crop_size = 32
     config.model.dim = config.model.discriminator_dim = 4
-    config.model.num_blocks = 1
+    config.model.num_blocks = config.model.discriminator_layers = 1
     config.loss.perceptual = 'none'
     config.batch_size = 8
     config.total_steps = 10

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxface.errors import UserError
 
@@ -36,6 +36,17 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     raise UserError(f'parallel.fsdp={fsdp} does not divide the {per_slice} devices{where}; choose from {legal}')
   # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
   return Mesh(_arranged(devices, len(slices), fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def whole(kernel: jax.Array) -> jax.Array:
+  """A kernel that `fsdp` devices share, all of it on each of them, inside a step of `JitEngine`; else as it is.
+
+  Left to itself the compiler may cut features as the kernel is cut, and move those between devices instead.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if 'fsdp' not in mesh.auto_axes or mesh.shape['fsdp'] == 1:
+    return kernel
+  return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
 
 
 def _arranged(devices: Sequence[jax.Device], slices: int, fsdp: int) -> np.ndarray:

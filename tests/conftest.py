@@ -22,6 +22,8 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir(
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 # Goldens were computed in true float32; accelerators multiply in less by default.
 os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
+# Where in the sources an operation stands is a quarter of the time to trace and lower.
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 
 import pytest

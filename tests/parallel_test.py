@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxface.aot.hlo import by_kind, collectives
 from jaxface.errors import UserError
+from jaxface.meshes import BATCH_AXES
+from jaxface.models.unet_layers import Conv, GroupNorm, Linear
 from jaxface.parallel import (
   JitEngine,
   PmapEngine,
@@ -186,6 +191,31 @@ def test_sharding_rules_match_by_path_and_first_wins():
   assert specs['step'] == P()
   with pytest.raises(ValueError, match='no sharding rule matches step'):
     shardings_for(tree, mesh, rules=[('params/.*', lambda shape, mesh: P())])
+
+
+class _Layers(nn.Module):
+  """What a diffusion network does with a picture and a timestep."""
+
+  @nn.compact
+  def __call__(self, x, t):
+    return Conv(64)(GroupNorm()(Conv(64)(x) + Linear(64)(nn.silu(Linear(64)(t)))[:, None, None]))
+
+
+def test_kernels_travel_and_features_stay():
+  mesh = make_mesh(4, jax.devices()[:4])
+  rows, cut = NamedSharding(mesh, P(BATCH_AXES)), lambda leaf: NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), 'fsdp'))
+  x, t = (jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows) for shape in ((8, 8, 8, 64), (8, 64)))
+  params = jax.eval_shape(_Layers().init, jax.random.key(0), x, t)
+  cuts = jax.tree.map(lambda leaf: cut(leaf) if leaf.ndim > 1 else NamedSharding(mesh, P()), params)
+  params = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), params, cuts)
+
+  def slope(params, x, t):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return jax.grad(lambda params: jnp.square(_Layers().apply(params, x, t)).mean())(params)
+
+  exchanges = by_kind(collectives(jax.jit(slope, out_shardings=cuts).lower(params, x, t).compile().as_text()))
+  assert exchanges.keys() <= {'all-gather', 'all-reduce', 'reduce-scatter'}
+  assert exchanges['all-gather']['count'] == 4
 
 
 def test_wrong_numbers_say_the_right_ones():

@@ -19,6 +19,7 @@ from jax import lax
 from jaxface import resize
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.meshes import whole
 from jaxface.models.unet_layers import Conv, GroupNorm, torch_init
 
 
@@ -71,7 +72,7 @@ class GroupedConv(nn.Module):
     """[B, H, W, G I] -> [B, h, w, features] in `dtype`."""
     kernel = self.param('kernel', torch_init, (3, 3, x_BHWC.shape[-1] // self.groups, self.features), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    y = grouped_conv3x3(x_BHWC.astype(self.dtype), kernel.astype(self.dtype), self.groups, self.stride)
+    y = grouped_conv3x3(x_BHWC.astype(self.dtype), whole(kernel.astype(self.dtype)), self.groups, self.stride)
     return y + bias.astype(self.dtype)[None, None, None]
 
 

@@ -10,6 +10,7 @@ from jaxface import resize, window_conv
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.meshes import whole
 from jaxface.models.group_norm import group_norm
 
 # Of every norm: neighbouring channels share a mean and a variance.
@@ -47,7 +48,7 @@ class Conv(nn.Module):
     """[B, H, W, I] -> [B, h, w, features] in `dtype`, h = floor((H + 2 pad - size) / stride) + 1."""
     shape = (self.size, self.size, x_BHWI.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.zeros if self.zero else torch_init, shape, jnp.float32)
-    x, kernel = x_BHWI.astype(self.dtype), kernel.astype(self.dtype)
+    x, kernel = x_BHWI.astype(self.dtype), whole(kernel.astype(self.dtype))
     pad = self.size // 2 if self.pad is None else self.pad
     if (self.size, self.stride, pad) == (1, 1, 0):
       y = x @ kernel[0, 0]
@@ -75,7 +76,7 @@ class Linear(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.zeros if self.zero else torch_init, (x.shape[-1], self.features), jnp.float32
     )
-    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype))
     if not self.use_bias:
       return y
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
