@@ -161,7 +161,7 @@ class JitEngine:
     """Devices that a batch is cut over."""
     return self.mesh.size
 
-  def _known_mesh(self) -> AbstractContextManager[Any]:
+  def known_mesh(self) -> AbstractContextManager[Any]:
     """In which a program is traced: layers that share kernels and Pallas kernels ask for the mesh."""
     return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
@@ -218,7 +218,7 @@ class JitEngine:
     """`(state, batches [K, B, ...], dataset or None) -> (state, metrics [K])`; the given state's memory is reused."""
 
     def steps(state: TrainState, batches: Batch, dataset: Batch | None) -> tuple[TrainState, dict[str, jax.Array]]:
-      with self._known_mesh():
+      with self.known_mesh():
         return _run_steps(self.task, self.seed, state, batches, dataset, self.rows)
 
     return jax.jit(
@@ -233,7 +233,7 @@ class JitEngine:
     """`(for_evaluation(state), batch) -> sums over the global batch`; 'count' is the number of rows summed."""
 
     def step(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
-      with self._known_mesh():
+      with self.known_mesh():
         return _weighted_sums(self.task.eval_step(state, batch, jax.random.key(self.seed)), batch['weight'])
 
     return jax.jit(step, in_shardings=(self._eval_sharding, self.rows), out_shardings=self.whole)
@@ -247,7 +247,7 @@ class JitEngine:
     def render(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
       # With several processes, a batch lies in the order of the devices that hold it.
       order = jnp.argsort(batch['row'])
-      with self._known_mesh():
+      with self.known_mesh():
         return self.task.render(state, {name: values[order] for name, values in batch.items()}, key)
 
     return jax.jit(render, in_shardings=(self._eval_sharding, self.rows, self.whole), out_shardings=self.whole)

@@ -17,7 +17,7 @@ from jaxface.metrics import fid, paired, segmentation
 from jaxface.parallel import JitEngine
 from jaxface.parsing import Parser, load_parser
 from jaxface.state import PyTree, TrainState
-from jaxface.tasks.task import Batch
+from jaxface.tasks.task import Batch, Compared
 from jaxface.timing import time_repeatedly
 
 _SSIM_WINDOW = 11
@@ -91,7 +91,7 @@ class Perceptual:
     if 'fid' in self._metrics and not self._allow_few:
       fid.check_count(len(dataset))
     variables = {name: jax.device_put(network.variables, engine.whole) for name, network in self._networks.items()}
-    step = jax.jit(functools.partial(self._step, engine.task), out_shardings=engine.whole)
+    step = jax.jit(functools.partial(self._step, engine), out_shardings=engine.whole)
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     statistics: dict[str, fid.FeatureStatistics] = {}
@@ -120,11 +120,11 @@ class Perceptual:
     return measured
 
   def _step(
-    self, task, state: TrainState, variables: Mapping[str, PyTree], batch: Batch
+    self, engine: JitEngine, state: TrainState, variables: Mapping[str, PyTree], batch: Batch
   ) -> tuple[_Weighted, dict[str, jax.Array], dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
     """Values per row by 'protocol/metric' with which rows count, features for FID and 8-bit pictures for mIoU, each by
     protocol, and which rows are real."""
-    compared, weight = task.compared(state, batch), batch['weight']
+    compared, weight = _compared(engine, state, batch), batch['weight']
     if compared.real is None and not compared.pairs:
       told = ', '.join(self._metrics)
       raise UserError(f'this system makes no pictures that {told} could compare; leave out --metrics')
@@ -170,9 +170,14 @@ def _parser_for(metrics: Sequence[str], workdir: Path | None) -> Parser | None:
   return load_parser(workdir)
 
 
+def _compared(engine: JitEngine, state: TrainState, batch: Batch) -> Compared:
+  with engine.known_mesh():
+    return engine.task.compared(state, batch)
+
+
 def _seconds(engine: JitEngine, state: TrainState, batch: Batch) -> dict[str, float]:
   """'protocol/seconds' that a made picture takes in a batch like this one, in which all protocols are made together."""
-  make = jax.jit(lambda state, batch: engine.task.compared(state, batch).sets, out_shardings=engine.whole)
+  make = jax.jit(lambda state, batch: _compared(engine, state, batch).sets, out_shardings=engine.whole)
   given = engine.put(batch)
   made = {name: len(pictures) for name, pictures in jax.eval_shape(make, state, given).items()}
   each = time_repeatedly(lambda: make(state, given), seconds=1.0)[0] / max(sum(made.values()), 1)
