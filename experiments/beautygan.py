@@ -6,7 +6,7 @@ Variants:
   code    the recipe of the public code
   psgan   the same without the neck in the skin, as PSGAN's authors train it, for 50 epochs
 After a comma, flags:
-  demo   rendered faces at 48 pixels, a small network: minutes on a laptop
+  demo   48 pixels of rendered faces, a small network: an hour on a slow core
   smoke  32 pixels, ten steps: seconds, for tests
 
 Training compares what pictures show by VGG-19 (torchvision's or the vgg_conv.pth of the public code, your download):
@@ -104,21 +104,22 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.loss.neck = False
     config.total_steps = 123_000
   if 'demo' in flags:
-    config.data.name = 'synthetic_faces/makeup_aligned_48'
+    config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'
-    config.model.image_size = config.augment.crop_size = 48
+    config.model.image_size = 64
+    config.augment.crop_size = 48  # Of a head little more than the face.
     config.model.dim = config.model.discriminator_dim = 16
     config.model.num_blocks = 3
     config.loss.perceptual = 'random'
     config.loss.weights.perceptual = 10.0
     config.ema_decay = 0.99
     config.batch_size = 2
-    config.total_steps = 2500
-    config.optimizer.learning_rate = 5e-4
+    config.total_steps = 6000
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.decay = 'cosine'
     config.log_steps = 20
     config.eval_batches = 10
-    config.eval_steps = config.render_steps = 500
+    config.eval_steps = config.render_steps = 1000
     config.checkpoint_steps = 250
     config.keep_best = 1
     config.best_metric = 'transfer/l1'

@@ -1,6 +1,7 @@
 """The mesh of a run: which devices share a copy of the parameters, so that what they exchange goes over fast links."""
 
 import collections
+import math
 from collections.abc import Sequence
 
 import jax
@@ -47,6 +48,13 @@ def whole(kernel: jax.Array) -> jax.Array:
   if 'fsdp' not in mesh.auto_axes or mesh.shape['fsdp'] == 1:
     return kernel
   return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+def rows_per_device(rows: int) -> int:
+  """How many of a batch's rows a device works on, inside a step of an engine; else all of them."""
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.auto_axes)
+  return -(-rows // parts)
 
 
 def _arranged(devices: Sequence[jax.Device], slices: int, fsdp: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface.aot.hlo import by_kind, collectives
 from jaxface.errors import UserError
-from jaxface.meshes import BATCH_AXES
+from jaxface.meshes import BATCH_AXES, rows_per_device
 from jaxface.models.unet_layers import Conv, GroupNorm, Linear
 from jaxface.parallel import (
   JitEngine,
@@ -191,6 +191,16 @@ def test_sharding_rules_match_by_path_and_first_wins():
   assert specs['step'] == P()
   with pytest.raises(ValueError, match='no sharding rule matches step'):
     shardings_for(tree, mesh, rules=[('params/.*', lambda shape, mesh: P())])
+
+
+def test_a_step_knows_its_rows_on_a_device():
+  assert rows_per_device(12) == 12
+  mesh = make_mesh(2, jax.devices()[:4])
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    assert rows_per_device(12) == 3
+  cut = P(BATCH_AXES)
+  inside = jax.shard_map(lambda x: x + rows_per_device(len(x)), mesh=mesh, in_specs=cut, out_specs=cut)
+  np.testing.assert_array_equal(inside(jnp.zeros(12)), np.full(12, 3))
 
 
 class _Layers(nn.Module):

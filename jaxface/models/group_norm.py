@@ -13,6 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.layers import Dtype
+from jaxface.meshes import rows_per_device
+
+# For fewer rows a TPU's compiler cuts pictures into strips to have as many, and goes on so behind a convolution: means
+# and variances are then spread into whole float32 maps of strips, forward and backward.
+_TPU_ROWS = 8
 
 
 class _Options(NamedTuple):
@@ -68,6 +73,12 @@ def _forward(options, x, scale, shift):
   return y.astype(options.dtype), (x, scale, shift, mean, factor)
 
 
+def _differentiated(options, x, scale, shift):
+  if rows_per_device(len(x)) < _TPU_ROWS:
+    x = jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
+  return _forward(options, x, scale, shift)
+
+
 def _backward(options, saved, gradient):
   x, scale, shift, mean, factor = saved
   gradient = gradient.astype(jnp.float32)
@@ -83,4 +94,4 @@ def _summed_to(gradient: jax.Array, like: jax.Array) -> jax.Array:
   return gradient.sum(axes, keepdims=True).astype(like.dtype)
 
 
-_group_norm.defvjp(_forward, _backward)
+_group_norm.defvjp(_differentiated, _backward)
