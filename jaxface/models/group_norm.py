@@ -24,6 +24,7 @@ class _Options(NamedTuple):
   groups: int
   epsilon: float
   offset: float
+  unbiased: bool
   dtype: Dtype
 
 
@@ -35,6 +36,7 @@ def group_norm(
   groups: int,
   epsilon: float = 1e-5,
   offset: float = 0.0,
+  unbiased: bool = False,
   dtype: Dtype = jnp.float32,
 ) -> jax.Array:
   """normalised (offset + scale) + shift, [B, H, W, C] in `dtype`; computed in float32.
@@ -45,9 +47,10 @@ def group_norm(
     groups: neighbouring channels that share a mean and a variance are C / groups; must divide C.
     epsilon: added to the variance.
     offset: 0, or 1 where `scale` is how much to scale more.
+    unbiased: divide by the unbiased standard deviation, to which epsilon is added; as MUNIT (Huang et al. 2018) has it.
     dtype: of the result.
   """
-  return _group_norm(_Options(groups, epsilon, offset, jnp.dtype(dtype)), x_BHWC, scale, shift)
+  return _group_norm(_Options(groups, epsilon, offset, unbiased, jnp.dtype(dtype)), x_BHWC, scale, shift)
 
 
 def _mean(values_BHWC: jax.Array, groups: int) -> jax.Array:
@@ -68,9 +71,21 @@ def _forward(options, x, scale, shift):
   values = x.astype(jnp.float32)
   mean = _mean(values, options.groups)
   centred = values - mean
-  factor = jax.lax.rsqrt(_mean(jnp.square(centred), options.groups) + options.epsilon)
+  factor, bend = _factor(options, _mean(jnp.square(centred), options.groups), x[0].size // options.groups)
   y = centred * factor * (options.offset + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
-  return y.astype(options.dtype), (x, scale, shift, mean, factor)
+  return y.astype(options.dtype), (x, scale, shift, mean, factor, bend)
+
+
+def _factor(options: _Options, var: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """What centred features are multiplied by, and -2 times its slope by the variance of `count` values."""
+  if not options.unbiased:
+    factor = jax.lax.rsqrt(var + options.epsilon)
+    return factor, factor**3
+  share = count / (count - 1)
+  # The root's slope at 0 is infinite: a flat picture, 0 behind the norm, must not send NaN back.
+  std = jnp.sqrt(jnp.maximum(var * share, 1e-30))
+  factor = 1 / (std + options.epsilon)
+  return factor, factor**2 * share / std
 
 
 def _differentiated(options, x, scale, shift):
@@ -80,12 +95,12 @@ def _differentiated(options, x, scale, shift):
 
 
 def _backward(options, saved, gradient):
-  x, scale, shift, mean, factor = saved
+  x, scale, shift, mean, factor, bend = saved
   gradient = gradient.astype(jnp.float32)
-  normalised = (x.astype(jnp.float32) - mean) * factor
+  centred = x.astype(jnp.float32) - mean
   inner = gradient * (options.offset + scale.astype(jnp.float32))
-  to_x = factor * (inner - _mean(inner, options.groups) - normalised * _mean(inner * normalised, options.groups))
-  return to_x.astype(x.dtype), _summed_to(gradient * normalised, scale), _summed_to(gradient, shift)
+  to_x = factor * (inner - _mean(inner, options.groups)) - centred * (bend * _mean(inner * centred, options.groups))
+  return to_x.astype(x.dtype), _summed_to(gradient * (centred * factor), scale), _summed_to(gradient, shift)
 
 
 def _summed_to(gradient: jax.Array, like: jax.Array) -> jax.Array:

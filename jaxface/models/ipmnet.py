@@ -151,18 +151,14 @@ class Up(nn.Module):
   def __call__(self, x_BhwI: jax.Array) -> jax.Array:
     """[B, h, w, I] -> [B, 2h, 2w, features] in `dtype`."""
     kernel = self.param('kernel', he_fan_in, (5, 5, x_BhwI.shape[-1], self.features), jnp.float32)
-    vector = lambda name, init: self.param(name, init, (self.features,), jnp.float32).reshape(1, 1, 1, 1, 1, -1)
+    vector = lambda name, init: jnp.tile(self.param(name, init, (self.features,), jnp.float32), 4)[None, None, None]
     bias = vector('bias', nn.initializers.zeros)
     scale, shift = vector('scale', nn.initializers.uniform(1.0)), vector('shift', nn.initializers.zeros)
-    parts = upsampled_conv5x5(x_BhwI.astype(self.dtype), kernel).astype(jnp.float32) + bias
-    count, axes = parts[0].size, (1, 2, 3, 4, 5)
-    mean = parts.mean(axes, keepdims=True)
-    # Two passes: E[x^2] - E[x]^2 loses the variance of features that hardly vary, such as behind a flat picture.
-    var = jnp.square(parts - mean).mean(axes, keepdims=True)
-    # The root's slope at 0 is infinite: a flat picture, 0 behind the norm, must not send NaN back.
-    std = jnp.sqrt(jnp.maximum(var * (count / (count - 1)), 1e-30))
-    normal = (parts - mean) * (scale / (std + 1e-5)) + shift
-    return from_parts(nn.relu(normal).astype(self.dtype))
+    parts = upsampled_conv5x5(x_BhwI.astype(self.dtype), kernel)
+    # A pixel's four parts as its channels: the norm has them all in one group, and keeps nothing but its input.
+    x = parts.reshape(*parts.shape[:3], -1) + bias.astype(self.dtype)
+    normal = group_norm(x, scale, shift, groups=1, epsilon=1e-5, unbiased=True, dtype=self.dtype)
+    return from_parts(nn.relu(normal).reshape(parts.shape))
 
 
 class StyleEncoder(nn.Module):

@@ -1,5 +1,7 @@
 """Group normalisation and its gradient, which is written by hand, against the formula differentiated as it stands."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +59,17 @@ def test_backward_keeps_nothing_of_the_inputs_size_but_the_input():
   _, pull_back = jax.vjp(lambda *given: group_norm(*given, groups=4, dtype=jnp.bfloat16), x, scale, shift)
   kept = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.size == x.size]
   assert [leaf.dtype for leaf in kept] == [jnp.bfloat16]
+
+
+def test_the_unbiased_form_and_its_gradients_are_those_of_the_formula():
+  def plain(x, scale, shift):
+    grouped = x.reshape(*x.shape[:3], 2, 4)
+    std = grouped.std((1, 2, 4), keepdims=True, ddof=1)
+    return ((grouped - grouped.mean((1, 2, 4), keepdims=True)) / (std + 0.1)).reshape(x.shape) * scale + shift
+
+  ours = functools.partial(group_norm, groups=2, epsilon=0.1, unbiased=True)
+  given = (jnp.asarray(_X), *_maps(1, 1, 1, 8))
+  np.testing.assert_allclose(ours(*given), plain(*given), rtol=1e-4, atol=1e-5)
+  found, expected = (jax.grad(lambda *g, f=f: jnp.tanh(f(*g)).sum(), argnums=(0, 1, 2))(*given) for f in (ours, plain))
+  for own, wanted in zip(found, expected, strict=True):
+    np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=2e-4)
