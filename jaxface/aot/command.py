@@ -100,6 +100,8 @@ def fsdp_of(mesh: str, devices: int) -> int:
 
 def report(name: str, compiled: 'Compiled') -> str:
   """What a person wants to know of one compiled step, several lines."""
+  from jaxface.meshes import TPU_ROWS
+
   topology, memory = compiled.topology, compiled.memory
   slices = f'{topology.slices} x ' if topology.slices > 1 else ''
   lines = [
@@ -138,6 +140,9 @@ def report(name: str, compiled: 'Compiled') -> str:
     f'a step takes {estimate.seconds * 1e3:.4g} ms or more, bound by {estimate.bound}: at most {rate:.4g} images/s, '
     f'{rate / topology.chips:.4g} a chip, {estimate.compute / estimate.seconds:.0%} of peak',
   ]
+  if compiled.batch_size < TPU_ROWS * topology.chips:
+    fuller = f'--config.batch_size={TPU_ROWS * topology.chips}'
+    lines.append(f'under {TPU_ROWS} pictures a chip they are cut into strips; {fuller} may take little longer')
   return '\n'.join(lines)
 
 

@@ -13,11 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.layers import Dtype
-from jaxface.meshes import rows_per_device
-
-# For fewer rows a TPU's compiler cuts pictures into strips to have as many, and goes on so behind a convolution: means
-# and variances are then spread into whole float32 maps of strips, forward and backward.
-_TPU_ROWS = 8
+from jaxface.meshes import TPU_ROWS, rows_per_device
 
 
 class _Options(NamedTuple):
@@ -89,7 +85,8 @@ def _factor(options: _Options, var: jax.Array, count: int) -> tuple[jax.Array, j
 
 
 def _differentiated(options, x, scale, shift):
-  if rows_per_device(len(x)) < _TPU_ROWS:
+  # In strips, means and variances would be spread into whole float32 maps, forward and backward.
+  if rows_per_device(len(x)) < TPU_ROWS:
     x = jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
   return _forward(options, x, scale, shift)
 

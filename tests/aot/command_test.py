@@ -56,6 +56,9 @@ def test_the_report_says_what_bounds_the_step():
   assert '2.222 ms' in text
   assert 'a step takes 12.37 ms or more, bound by compute' in text
   assert '82% of peak' in text
+  assert 'strips' not in text
+  few = report('x.py:y', _compiled(batch_size=16))
+  assert few.endswith('under 8 pictures a chip they are cut into strips; --config.batch_size=32 may take little longer')
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would_do():
