@@ -111,13 +111,13 @@ def test_a_pair_is_learnt_by_heart(whole_run, makeup_dir):
   pair = {name: np.repeat(values[:1], 2, axis=0) for name, values in _batches(makeup_dir, system)[0].items()}
   batches = engine.put_stacked([{**pair, 'row': np.arange(2, dtype=np.int32)}])
   state, log = engine.init(), []
-  for _ in range(10):
+  for _ in range(15):
     state, metrics = engine.train_step(state, batches, None)
     log.append(engine.metrics_on_host(metrics))
   terms = {'ipmnet': ('reconstruction', 'foreground', 'cycle'), 'beautygan': ('lips', 'skin', 'identity')}
   for term in terms[system]:
-    first, last = log[0][term][0], np.mean([one[term][0] for one in log[-3:]])
-    assert last < 0.8 * first, (term, first, last)
+    first, last = log[0][term][0], np.mean([one[term][0] for one in log[-5:]])
+    assert last < 0.7 * first, (term, first, last)
 
 
 @pytest.mark.parametrize('system', SYSTEMS)

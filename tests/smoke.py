@@ -41,9 +41,9 @@ def experiment(name: str, variant: str, data_dir: Path | None = None) -> ConfigD
   return config
 
 
-def short_config(data_dir: Path, variant: str = 'mask_l2') -> ConfigDict:
-  """Six steps of a VAE; every second one is saved and kept, nothing validated or drawn before the end."""
-  config = smoke_config(variant, data_dir)
+def short_config(data_dir: Path) -> ConfigDict:
+  """Six steps of mask_l2; every second one is saved and kept, nothing validated or drawn before the end."""
+  config = smoke_config('mask_l2', data_dir)
   config.total_steps, config.checkpoint_steps, config.keep_last = 6, 2, 400
   config.eval_steps = config.render_steps = 0
   return config
