@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxface.errors import UserError
 
@@ -47,6 +47,23 @@ def speaks() -> bool:
   return jax.process_index() == 0
 
 
+def _same(value: jax.Array) -> jax.Array:
+  return value
+
+
+def gathered(own: np.ndarray) -> np.ndarray:
+  """What each process holds, for all of them: (processes, *own.shape), in the order of the processes.
+
+  Unlike multihost_utils.process_allgather it returns when all devices of this process have their copy, not the first.
+  A process that ended in between would leave the others' devices, and its own, in a collective that never completes.
+  """
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  mesh = Mesh(np.reshape(devices, (jax.process_count(), -1)), ('processes', 'devices'))
+  shares = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), own[None])
+  everywhere = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))(shares)
+  return np.asarray(everywhere.block_until_ready().addressable_data(0))
+
+
 @contextlib.contextmanager
 def giving_up_together() -> Iterator[None]:
   """Around what may go wrong in some processes only: where it does, all of them raise, and none waits for the others.
@@ -59,7 +76,7 @@ def giving_up_together() -> Iterator[None]:
   except Exception as error:  # Whatever it is, the others must hear of it first.
     problem = error
   if jax.process_count() > 1:
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
+    failed = np.flatnonzero(gathered(np.array(problem is not None)))
     if problem is None and failed.size:
       raise UserError(f'process {failed[0]} of {jax.process_count()} gave up; its own message says why')
   if problem is not None:

@@ -12,9 +12,9 @@ import os
 import zipfile
 
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
+from jaxface.processes import gathered
 
 # Below as many pictures as there are features the covariances are singular, and the distance mostly says so.
 LEAST_PICTURES = 2048
@@ -105,7 +105,7 @@ def over_processes(statistics: FeatureStatistics) -> FeatureStatistics:
   """Every process gives the statistics of its own pictures, and gets those of all pictures, the same everywhere."""
   own = np.concatenate([[statistics.count], statistics.mu, statistics.sigma.ravel()])
   # As bits: JAX without 64 bits would round them on their way.
-  shares = multihost_utils.process_allgather(own.view(np.uint32)).view(np.float64).reshape(-1, own.size)
+  shares = gathered(own.view(np.uint32)).view(np.float64).reshape(-1, own.size)
   size = statistics.mu.size
   return functools.reduce(
     FeatureStatistics.merge,
