@@ -10,6 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxface.errors import UserError
+from jaxface.state import PyTree
 
 # Rows of a batch are spread over both axes: `fsdp` devices share parameters, not pictures.
 BATCH_AXES = ('data', 'fsdp')
@@ -41,6 +42,14 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     raise UserError(f'parallel.fsdp={fsdp} does not divide the {per_slice} devices{where}; choose from {legal}')
   # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
   return Mesh(_arranged(devices, len(slices), fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def on_host(tree: PyTree) -> PyTree:
+  """Arrays that are the same on all devices, as numpy, once every device of this process has its copy.
+
+  The first copy is not enough: a process that took it and ended would leave its other devices in a collective.
+  """
+  return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), jax.block_until_ready(tree))
 
 
 def whole(kernel: jax.Array) -> jax.Array:

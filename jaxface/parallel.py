@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxface.collectives import mean_over_devices, sum_over_devices
 from jaxface.errors import UserError
 from jaxface.fields import take
-from jaxface.meshes import BATCH_AXES, make_mesh
+from jaxface.meshes import BATCH_AXES, make_mesh, on_host
 from jaxface.state import PyTree, TrainState, for_evaluation
 from jaxface.tasks.task import Task
 
@@ -257,15 +257,13 @@ class JitEngine:
 
     Names come in the order of `task.columns`, pictures in that of the batch's 'row'.
     """
-    pictures = self._render(state, batch, jax.random.key(self.seed))
+    pictures = on_host(self._render(state, batch, jax.random.key(self.seed)))
     # JAX sorts the keys of a dictionary; a reader wants the task's order.
-    return {
-      name: np.asarray(pictures[name].addressable_data(0), np.float32) for name in self.task.columns if name in pictures
-    }
+    return {name: pictures[name].astype(np.float32) for name in self.task.columns if name in pictures}
 
   def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """What a step returned, as numpy."""
-    return {name: np.asarray(values.addressable_data(0)) for name, values in metrics.items()}
+    return on_host(dict(metrics))
 
   def to_saved(self, state: TrainState) -> TrainState:
     """The state as a checkpoint holds it: what is never trained is not saved."""
@@ -377,6 +375,7 @@ class PmapEngine:
 
   def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """What a step returned, as numpy: all devices agree, so the first one speaks."""
+    metrics = jax.block_until_ready(dict(metrics))
     return {name: np.asarray(values.addressable_shards[0].data)[0] for name, values in metrics.items()}
 
   def to_saved(self, state: TrainState) -> TrainState:
@@ -386,7 +385,7 @@ class PmapEngine:
 
   def from_saved(self, saved: TrainState) -> TrainState:
     """The state as the steps take it: a copy on every device."""
-    host = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), saved)
+    host = on_host(saved)
     return self._replicate(host.replace(frozen=self.task.frozen))
 
 

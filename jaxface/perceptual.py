@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxface import input_pipeline, labels, weights
 from jaxface.errors import UserError
+from jaxface.meshes import on_host
 from jaxface.metrics import fid, paired, segmentation
 from jaxface.parallel import JitEngine
 from jaxface.parsing import Parser, load_parser
@@ -98,7 +99,7 @@ class Perceptual:
     agreement: dict[str, np.ndarray] = {}
     process = (jax.process_index(), jax.process_count())
     for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process):
-      values, features, asked, weight = jax.device_get(step(state, variables, engine.put(batch)))
+      values, features, asked, weight = on_host(step(state, variables, engine.put(batch)))
       for name, (of_rows, counted) in values.items():
         sums[name] += float(of_rows[counted > 0].astype(np.float64).sum())
         counts[name] += float(counted.sum())

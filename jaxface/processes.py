@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxface.errors import UserError
+from jaxface.meshes import on_host
 
 
 def start_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -54,14 +55,13 @@ def _same(value: jax.Array) -> jax.Array:
 def gathered(own: np.ndarray) -> np.ndarray:
   """What each process holds, for all of them: (processes, *own.shape), in the order of the processes.
 
-  Unlike multihost_utils.process_allgather it returns when all devices of this process have their copy, not the first.
-  A process that ended in between would leave the others' devices, and its own, in a collective that never completes.
+  Unlike multihost_utils.process_allgather it waits for all devices of this process (see `on_host`).
   """
   devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
   mesh = Mesh(np.reshape(devices, (jax.process_count(), -1)), ('processes', 'devices'))
   shares = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), own[None])
   everywhere = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))(shares)
-  return np.asarray(everywhere.block_until_ready().addressable_data(0))
+  return on_host(everywhere)
 
 
 @contextlib.contextmanager

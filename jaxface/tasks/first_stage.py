@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
+from jaxface.meshes import on_host
 from jaxface.models.vqgan import VQGAN
 from jaxface.state import PyTree
 from jaxface.tasks.autoencoder import make_vqgan
@@ -76,5 +76,5 @@ def _trained(workdir: Path, checkpoint: str, dtype: jnp.dtype) -> tuple[VQGAN, P
   if task != 'autoencoder':
     raise UserError(f'first_stage.workdir={workdir} is a run of the task {task!r}; it must be of autoencoder')
   run = load_run(workdir, checkpoint)
-  params = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), run.state.params['generator'])
+  params = on_host(run.state.params['generator'])
   return make_vqgan(run.config.model).clone(dtype=dtype), params
