@@ -1,4 +1,4 @@
-"""3x3 convolutions, their stride-2 transposes and 2x2 max pooling, with gradients that are fast on a CPU too.
+"""3x3 convolutions and their stride-2 transposes, with gradients that are fast on a CPU too.
 
 Also `conv_valid`, a convolution without padding of any size and stride.
 
@@ -11,7 +11,7 @@ the three is therefore differentiated by the other two, to any order (in reverse
 
 XLA runs the first two well nearly everywhere. On CPU it writes a kernel gradient as a convolution with a picture-sized
 window, 3 to 20 times slower than the matrix products below, which only a program lowered for CPU contains; so it is
-with convolutions of pictures of 2x2 pixels, whose roles it swaps, and with the gradient of max pooling.
+with convolutions of pictures of 2x2 pixels, whose roles it swaps.
 """
 
 # B batch | H,W pixels of x | h,w pixels of y | I channels of x | O channels of y
@@ -220,52 +220,3 @@ def conv_transpose3x3(x: jax.Array, kernel: jax.Array, *, odd: bool) -> jax.Arra
   """
   height, width = x.shape[1:3]
   return _transpose(_Geometry(2, 0, 2 * height + odd, 2 * width + odd, height, width), x, kernel)
-
-
-@jax.custom_vjp
-def max_pool2x2(x: jax.Array) -> jax.Array:
-  """Largest of every 2x2 square: [B, H, W, C] -> [B, H//2, W//2, C]; an odd last row or column is dropped.
-
-  The gradient goes to the first largest pixel, row by row, as in XLA's and TensorFlow's max pooling.
-  """
-  return _pool_by_window(x)
-
-
-def _pool_by_window(x: jax.Array) -> jax.Array:
-  return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
-
-
-def _unpool_by_window(x: jax.Array, y: jax.Array, gradient: jax.Array) -> jax.Array:
-  del y
-  return jax.vjp(_pool_by_window, x)[1](gradient)[0]
-
-
-def _unpool_by_comparison(x: jax.Array, y: jax.Array, gradient: jax.Array) -> jax.Array:
-  """XLA on CPU would carry an index for every axis along with every pixel, and scatter."""
-  height, width = y.shape[1:3]
-  # From the last pixel to the first, so that the first equal one stays.
-  which = jnp.full(y.shape, 3, jnp.int8)
-  for corner in (2, 1, 0):
-    pixels = x[:, corner // 2 : 2 * height : 2, corner % 2 : 2 * width : 2]
-    which = jnp.where(pixels == y, jnp.int8(corner), which)
-
-  def spread(t):
-    squares = jnp.broadcast_to(t[:, :, None, :, None], (t.shape[0], height, 2, width, 2, t.shape[-1]))
-    return squares.reshape(t.shape[0], 2 * height, 2 * width, t.shape[-1])
-
-  corners = 2 * (jnp.arange(2 * height) % 2)[:, None] + (jnp.arange(2 * width) % 2)[None]
-  chosen = spread(which) == corners.astype(jnp.int8)[None, :, :, None]
-  unpooled = jnp.where(chosen, spread(gradient), 0)
-  return jnp.pad(unpooled, ((0, 0), (0, x.shape[1] - 2 * height), (0, x.shape[2] - 2 * width), (0, 0)))
-
-
-def _unpool(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-  return (lax.platform_dependent(*saved, gradient, cpu=_unpool_by_comparison, default=_unpool_by_window),)
-
-
-def _pool_and_save(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  y = _pool_by_window(x)
-  return y, (x, y)
-
-
-max_pool2x2.defvjp(_pool_and_save, _unpool)

@@ -121,30 +121,3 @@ def test_transposed_convolution_adds_each_pixel_times_the_kernel():
       expected[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += np.einsum('bc,hwoc->bhwo', x[:, i, j], kernel)
   np.testing.assert_allclose(conv.conv_transpose3x3(x, kernel, odd=True), expected, atol=1e-5)
   np.testing.assert_allclose(conv.conv_transpose3x3(x, kernel, odd=False), expected[:, :-1, :-1], atol=1e-5)
-
-
-def plain_pool(x):
-  return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
-
-
-@pytest.mark.parametrize('size', [(2, 2), (6, 8), (9, 5)])
-def test_max_pool_has_xlas_gradient_where_pixels_tie(size):
-  # Whole numbers 0..2: nearly every square holds its largest number more than once.
-  x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float32)
-  weights = np.random.default_rng(1).standard_normal((2, size[0] // 2, size[1] // 2, 3)).astype(np.float32)
-
-  def gradient(pool):
-    return jax.grad(lambda x: jnp.sum(weights * pool(x) ** 3))
-
-  def second(pool):
-    return jax.grad(lambda x: jnp.sum(jnp.square(gradient(pool)(x))))
-
-  for derive in (lambda f: f, gradient, second):
-    np.testing.assert_array_equal(jax.jit(derive(conv.max_pool2x2))(x), jax.jit(derive(plain_pool))(x))
-
-
-def test_max_pool_gradient_goes_to_the_first_of_equal_pixels():
-  gradient = jax.jit(jax.grad(lambda x: conv.max_pool2x2(x).sum()))(np.ones((1, 5, 4, 1), np.float32))
-  np.testing.assert_array_equal(
-    gradient[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-  )

@@ -5,6 +5,8 @@
 import jax
 from flax import linen as nn
 
+from jaxface.max_pool import max_pool3x3
+
 CHANNELS = (64, 192, 384, 256, 256)
 
 
@@ -23,7 +25,7 @@ class AlexNet(nn.Module):
     taps = []
     for number, (size, stride, padding) in enumerate(((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)), 1):
       if number in (2, 3):
-        x_BHWC = nn.max_pool(x_BHWC, (3, 3), (2, 2))
+        x_BHWC = max_pool3x3(x_BHWC)
       conv = nn.Conv(
         CHANNELS[number - 1], (size, size), stride, padding, precision=self.precision, name=f'conv{number}'
       )

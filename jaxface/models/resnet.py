@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxface.conv import conv3x3
 from jaxface.layers import BatchNorm, Dtype
+from jaxface.max_pool import max_pool3x3
 
 
 def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -110,7 +111,7 @@ class ResNet18(nn.Module):
     """Pictures [B, H, W, 3], normalised by ImageNet's mean and deviation -> features of layers 2, 3 and 4."""
     options = {'dtype': self.dtype, 'axis_name': self.axis_name}
     x = ConvNorm(self.widths[0], 7, 2, kernel_init=he_fan_out, **options, name='stem')(image, train)
-    x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = max_pool3x3(x, ((1, 1), (1, 1)))
     layers = []
     for layer, width in enumerate(self.widths, start=1):
       for block in range(2):

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.max_pool import hanging_over, max_pool3x3
 from jaxface.models.resnet import convolve, he_fan_out
 from jaxface.untrained import by_fan_out, untrained
 
@@ -77,7 +77,8 @@ class FaceResNet50(nn.Module):
   def layers(self, image: jax.Array) -> tuple[jax.Array, ...]:
     """What the stem and the four layers put out, in `dtype`: at a quarter, a quarter, an eighth ... of the size."""
     x = preprocess(image, self.means).astype(self.dtype)
-    x = max_pool_ceil(nn.relu(self._conv('conv1', self.widths[0], 7, x, stride=2)))
+    x = nn.relu(self._conv('conv1', self.widths[0], 7, x, stride=2))
+    x = max_pool3x3(x, hanging_over(x))
     found = [x]
     for layer, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True), start=1):
       for block in range(blocks):
@@ -110,33 +111,6 @@ class _Conv(nn.Module):
     kernel = self.param('kernel', he_fan_out, (self.size, self.size, x_BHWI.shape[-1], self.features), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     return convolve(x_BHWI, kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)[None, None, None]
-
-
-def max_pool_ceil(x: jax.Array) -> jax.Array:
-  """Largest of 3x3 squares two apart, as in Caffe: [B, H, W, C] -> [B, H // 2, W // 2, C].
-
-  Nothing is added at the top and left; where a side is even, the last squares hang over the edge by a pixel.
-  """
-  # On CPU a pool's own gradient is several times slower.
-  return lax.platform_dependent(x, cpu=_pool_by_maxima, default=_pool_by_window)
-
-
-def _overhang(x: jax.Array) -> list[tuple[int, int]]:
-  return [(0, 1 - side % 2) for side in x.shape[1:3]]
-
-
-def _pool_by_window(x: jax.Array) -> jax.Array:
-  return nn.max_pool(x, (3, 3), (2, 2), _overhang(x))
-
-
-def _pool_by_maxima(x: jax.Array) -> jax.Array:
-  """The same but for equal pixels, which share the gradient."""
-  x = jnp.pad(x, [(0, 0), *_overhang(x), (0, 0)], constant_values=-jnp.inf)
-  for axis in (1, 2):
-    last = x.shape[axis] - 2
-    first, second, third = (lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(3))
-    x = jnp.maximum(jnp.maximum(first, second), third)
-  return x
 
 
 def random_variables(seed: int, module: FaceResNet50 | None = None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxface.max_pool import hanging_over, max_pool3x3
+
 # Squeezed and expanded channels of the modules fire2 ... fire9; each expands to twice its second number.
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 CHANNELS = (64, 128, 256, 384, 384, 512, 512)
@@ -50,15 +52,8 @@ class SqueezeNet(nn.Module):
     for number, (squeezed, expanded) in enumerate(FIRES, 2):
       name = f'fire{number}'
       if name in _POOLED_BEFORE:
-        x_BHWC = _max_pool(x_BHWC)
+        x_BHWC = max_pool3x3(x_BHWC, hanging_over(x_BHWC))
       x_BHWC = Fire(squeezed, expanded, self.precision, name=name)(x_BHWC)
       if name in _TAPS:
         taps.append(x_BHWC)
     return tuple(taps)
-
-
-def _max_pool(x_BHWC):
-  """3x3 by stride 2; a window that hangs over the edge counts too (PyTorch's ceil_mode)."""
-  _, height, width, _ = x_BHWC.shape
-  over = [(0, 1 - side % 2) for side in (height, width)]
-  return nn.max_pool(x_BHWC, (3, 3), (2, 2), over)

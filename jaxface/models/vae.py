@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.conv import max_pool2x2
 from jaxface.errors import UserError
 from jaxface.layers import BatchNormElu, Conv3x3, ConvTranspose3x3, Dtype
+from jaxface.max_pool import max_pool2x2
 
 SAMPLINGS = ('gaussian', 'reference')
 

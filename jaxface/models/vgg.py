@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 
 from jaxface.errors import UserError
+from jaxface.max_pool import max_pool2x2
 
 VGG16 = (2, 2, 3, 3, 3)
 VGG19 = (2, 2, 4, 4, 4)
@@ -55,7 +56,7 @@ class Vgg(nn.Module):
     found = {}
     for group, i in self.used_layers:
       if i == 1 and group > 1:
-        x_BHWC = nn.max_pool(x_BHWC, (2, 2), (2, 2))
+        x_BHWC = max_pool2x2(x_BHWC)
       name = f'conv{group}_{i}'
       x_BHWC = found[name] = nn.Conv(self.widths[group - 1], (3, 3), precision=self.precision, name=name)(x_BHWC)
       x_BHWC = found[f'relu{group}_{i}'] = nn.relu(x_BHWC)

@@ -9,7 +9,6 @@ import pytest
 
 from jaxface.convert import from_reference
 from jaxface.errors import UserError
-from jaxface.models import resnet50_face
 from jaxface.models.resnet50_face import FaceResNet50, preprocess, random_variables
 from tests.golden import load
 
@@ -97,22 +96,6 @@ def test_preprocessing_by_the_means_of_vggface2():
   image = np.array([1, 0, -1], np.float32)[None, None, None]  # Red 255, green 127.5, blue 0.
   expected = [0 - 91.4953, 127.5 - 103.8827, 255 - 131.0912]
   np.testing.assert_allclose(preprocess(image, 'vggface2')[0, 0, 0], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize('size', [(8, 8), (7, 10), (9, 9), (2, 3)])
-def test_the_pool_hangs_over_even_edges(size):
-  x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
-  out = [side // 2 for side in size]
-  expected = np.empty((2, *out, 3), np.float32)
-  for row, column in np.ndindex(*out):
-    expected[:, row, column] = x[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3].max((1, 2))
-  ways = (resnet50_face._pool_by_maxima, resnet50_face._pool_by_window)
-  np.testing.assert_array_equal(resnet50_face.max_pool_ceil(x), expected)
-  gradients = []
-  for pool in ways:
-    np.testing.assert_array_equal(pool(x), expected)
-    gradients.append(jax.grad(lambda x, pool=pool: (pool(x) ** 2).sum())(x))
-  np.testing.assert_allclose(*gradients, rtol=1e-6)
 
 
 def test_random_weights_have_hes_deviation_by_fan_out():
