@@ -2,6 +2,7 @@
 
 # B batch | H,W pixels | I input channels | O output channels
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,14 +21,26 @@ def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
   -> [B, ceil(H / stride), ceil(W / stride), O]. Flax's 'SAME' puts a stride's uneven padding elsewhere.
   """
   size = kernel.shape[0]
-  if size == 1:
-    # A matrix product: on CPU the kernel gradient of a convolution is many times slower.
-    x_BHWI = x_BHWI[:, ::stride, ::stride]
-    return lax.dot_general(x_BHWI, kernel[0, 0], (((3,), (0,)), ((), ())))
   if size == 3 and stride == 1:
     return conv3x3(x_BHWI, kernel)
-  padding = ((size // 2, size // 2),) * 2
+  by_window = functools.partial(_by_window, stride)
+  if size > 1:
+    return by_window(x_BHWI, kernel)
+  by_product = functools.partial(_by_product, stride)
+  if stride == 1:
+    return by_product(x_BHWI, kernel)
+  # XLA for GPUs dies of a product of every other pixel: github.com/openxla/xla/issues/47381.
+  return lax.platform_dependent(x_BHWI, kernel, cuda=by_window, rocm=by_window, default=by_product)
+
+
+def _by_window(stride: int, x_BHWI: jax.Array, kernel: jax.Array) -> jax.Array:
+  padding = ((kernel.shape[0] // 2,) * 2,) * 2
   return lax.conv_general_dilated(x_BHWI, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _by_product(stride: int, x_BHWI: jax.Array, kernel: jax.Array) -> jax.Array:
+  """On CPU the kernel gradient of a convolution is many times slower."""
+  return lax.dot_general(x_BHWI[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
 # How public code draws ResNets, and the layers that are put on them (there: kaiming_normal with a = 1).
