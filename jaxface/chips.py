@@ -13,7 +13,7 @@ class Chip:
     flops: dense matrix peak in FLOP/s, by the numbers that are multiplied.
     memory: bytes; 0 where it is not listed.
     bandwidth: of that memory, bytes/s.
-    link: bytes/s one way over one link to a neighbour; 0 for chips that are no torus.
+    link: bytes/s one way over one link to a neighbour; of a GPU, over all its links to the others of its node.
   """
 
   flops: Mapping[str, float]
@@ -31,8 +31,8 @@ def _tpu(tflops: float, memory_gib: float, bandwidth: float, link: float) -> Chi
   return Chip({'bfloat16': tflops * 1e12, 'float32': tflops * 1e12}, memory_gib * 2**30, bandwidth, link)
 
 
-def _gpu(bfloat16: float, tf32: float, memory: float, bandwidth: float) -> Chip:
-  return Chip({'bfloat16': bfloat16 * 1e12, 'float32': tf32 * 1e12}, memory, bandwidth)
+def _gpu(bfloat16: float, tf32: float, memory: float, bandwidth: float, link: float) -> Chip:
+  return Chip({'bfloat16': bfloat16 * 1e12, 'float32': tf32 * 1e12}, memory, bandwidth, link)
 
 
 # By JAX's device_kind.
@@ -41,8 +41,8 @@ CHIPS = {
   'TPU v5 lite': _tpu(197, 16, 819e9, 45e9),
   'TPU v5': _tpu(459, 95, 2765e9, 90e9),
   'TPU v6 lite': _tpu(918, 32, 1640e9, 90e9),
-  'NVIDIA A100-SXM4-40GB': _gpu(312, 156, 40e9, 1555e9),
-  'NVIDIA A100-SXM4-80GB': _gpu(312, 156, 80e9, 2039e9),
-  'NVIDIA H100 80GB HBM3': _gpu(989, 495, 80e9, 3350e9),
-  'NVIDIA H200': _gpu(989, 495, 141e9, 4800e9),
+  'NVIDIA A100-SXM4-40GB': _gpu(312, 156, 40e9, 1555e9, 300e9),
+  'NVIDIA A100-SXM4-80GB': _gpu(312, 156, 80e9, 2039e9, 300e9),
+  'NVIDIA H100 80GB HBM3': _gpu(989, 495, 80e9, 3350e9, 450e9),
+  'NVIDIA H200': _gpu(989, 495, 141e9, 4800e9, 450e9),
 }

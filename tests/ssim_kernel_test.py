@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxface.aot.topology import get_topology, without_tpu
+from jaxface.aot.topology import get_topology, without_devices
 from jaxface.errors import UserError
 from jaxface.filters import gaussian
 from jaxface.meshes import BATCH_AXES, make_mesh
@@ -78,7 +78,7 @@ def test_elsewhere_it_is_the_plain_form():
 
 def test_a_tpus_compiler_takes_the_kernel_as_it_is():
   pytest.importorskip('libtpu', reason="compiling for a TPU needs libtpu: pip install 'jaxface[tpu-aot]'")
-  without_tpu()
+  without_devices()
   mesh = make_mesh(1, get_topology('v5e:2x2').devices)
   pictures = jax.ShapeDtypeStruct((8, 20, 14, 3), jnp.float32, sharding=NamedSharding(mesh, P(BATCH_AXES)))
 

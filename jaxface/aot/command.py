@@ -1,4 +1,4 @@
-"""`jaxface compile`: what a step needs on a TPU pod that is not there, from the TPU's own compiler."""
+"""`jaxface compile`: what a step needs on a TPU pod or GPUs that are not there, from their own compiler."""
 
 import argparse
 import dataclasses
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[..., 'ConfigDict']) -> None:
   """Adds the command `compile` to argparse's subparsers; `load_config` reads an experiment and its overrides."""
-  text = 'compile a step for a TPU pod, on any machine: memory, work, exchanges, and the time they take at least'
+  text = 'compile a step for TPUs or GPUs, on any machine: memory, work, exchanges, and the time they take at least'
   command = subparsers.add_parser('compile', help=text, description=text)
   command.set_defaults(run=lambda args: _run(args, load_config), takes_overrides=True)
   command.add_argument('--config', required=True, help='FILE:VARIANT, such as experiments/scadm.py:published')
-  command.add_argument('--topology', required=True, help='pod slice, such as v5e:4x4 or v5p:4x4x4')
-  command.add_argument('--slices', type=int, default=1, help='several such slices, joined by the data-centre network')
+  command.add_argument('--topology', required=True, help='v5e:4x4, v5p:4x4x4, h200:8 and the like')
+  command.add_argument('--slices', type=int, default=1, help='several of them, joined by the data-centre network')
   command.add_argument('--mesh', help="data=N,fsdp=M with N x M devices; default: the configuration's fsdp")
   command.add_argument('--step', choices=('train', 'evaluate'), default='train')
   command.add_argument(
@@ -34,9 +34,9 @@ def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[...
 
 
 def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> int:
-  from jaxface.aot.topology import get_topology, without_tpu
+  from jaxface.aot.topology import get_topology, without_devices
 
-  without_tpu()
+  without_devices()
   config = load_config(args.config, args.overrides)
   topologies = [get_topology(name, args.slices) for name in [args.topology, *(args.sweep or '').split(',')] if name]
   if args.mesh:
@@ -140,7 +140,7 @@ def report(name: str, compiled: 'Compiled') -> str:
     f'a step takes {estimate.seconds * 1e3:.4g} ms or more, bound by {estimate.bound}: at most {rate:.4g} images/s, '
     f'{rate / topology.chips:.4g} a chip, {estimate.compute / estimate.seconds:.0%} of peak',
   ]
-  if compiled.batch_size < TPU_ROWS * topology.chips:
+  if compiled.batch_size < TPU_ROWS * topology.chips and not topology.is_gpu:
     fuller = f'--config.batch_size={TPU_ROWS * topology.chips}'
     lines.append(f'under {TPU_ROWS} pictures a chip they are cut into strips; {fuller} may take little longer')
   return '\n'.join(lines)

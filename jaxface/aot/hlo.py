@@ -14,9 +14,26 @@ _OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
 _SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 # The head of a computation: its name, its parameters, an arrow.
-_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
+COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 # The TPU's compiler puts an exchange into fusions with the work that runs meanwhile.
 _AMONG_WORK = 'async_collective_fusion'
+# The GPU's compiler begins all of them apart, and notes where nothing runs meanwhile.
+_WAITS = '"is_sync":true'
+
+
+def shapes_of(text: str) -> list[tuple[int, ...]]:
+  """The sides of the arrays that a shape, as HLO writes it, has."""
+  return [sides for _, sides in _arrays(text)]
+
+
+def bytes_of(text: str) -> list[int]:
+  """The sizes of the arrays that a shape, as HLO writes it, has."""
+  return [math.prod(sides) * _BYTES[dtype] for dtype, sides in _arrays(text)]
+
+
+def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+  found = _SHAPE.findall(re.sub(r'\{[^{}]*\}', '', text))
+  return [(dtype, tuple(int(side) for side in sides.split(',') if side)) for dtype, sides in found if dtype in _BYTES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +54,7 @@ def collectives(text: str) -> list[Collective]:
   found: dict[str, Collective] = {}
   computation = ''
   for line in text.splitlines():
-    if head := _COMPUTATION.match(line):
+    if head := COMPUTATION.match(line):
       computation = head[1]
       continue
     operation = _OPERATION.search(line)
@@ -47,20 +64,18 @@ def collectives(text: str) -> list[Collective]:
     channel = _CHANNEL.search(line)
     # One exchange is written once for each piece of work that it runs among, always on the same channel.
     key = channel[1] if channel else f'{computation} {len(found)}'
-    overlapped = bool(start) or computation.startswith(_AMONG_WORK) or (key in found and found[key].overlapped)
+    begun = bool(start) and _WAITS not in line
+    overlapped = begun or computation.startswith(_AMONG_WORK) or (key in found and found[key].overlapped)
     found[key] = Collective(kind, _size(kind, shapes, bool(start), line), overlapped, _source(line))
   return list(found.values())
 
 
 def _size(kind: str, shapes: str, start: bool, line: str) -> int:
-  each = [
-    math.prod(int(side) for side in sides.split(',') if side) * _BYTES[dtype]
-    for dtype, sides in _SHAPE.findall(re.sub(r'\{[^{}]*\}', '', shapes))
-    if dtype in _BYTES
-  ]
+  each = bytes_of(shapes)
   if start and kind != 'all-reduce':
-    # A pair of what goes in and what comes out, and sometimes two counters.
-    return max(each, default=0)
+    # What goes in and what comes out, each one array or several, and sometimes two counters.
+    groups = re.findall(r'\(([^()]*)\)', shapes[1:]) if shapes.startswith('((') else []
+    return max([sum(bytes_of(group)) for group in groups] or each, default=0)
   if kind == 'reduce-scatter':
     return sum(each) * _group_size(line)
   return sum(each)

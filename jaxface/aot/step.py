@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from jaxface.aot import hlo
+from jaxface.aot import gpu, hlo
 from jaxface.aot.roofline import Roofline, roofline
 from jaxface.aot.topology import Topology
 from jaxface.batch_shapes import batch_shapes
@@ -63,7 +63,7 @@ class Memory:
 class Compiled:
   """What the compiler says of one step on one device.
 
-  `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit: there is then no program.
+  `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit.
   `loops` tells how many loops the program has, whose bodies are counted once; `text` is the program, as HLO.
   """
 
@@ -83,7 +83,7 @@ class Compiled:
 
   @property
   def fits(self) -> bool:
-    """Whether there is a program: the compiler makes none that asks for more than there is."""
+    """Whether there is room for it; the TPU's compiler makes no program that asks for more than there is."""
     return self.flops is not None
 
 
@@ -127,40 +127,35 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
     'batch_size': config.batch_size,
     'dtype': config.model.dtype,
   }
+  options = (_QUICK if quick else {}) | (gpu.COMPILER_OPTIONS if topology.is_gpu else {})
   began = time.perf_counter()
   try:
-    program = lowered.compile(compiler_options=_QUICK if quick else None)
+    program = lowered.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     wanted, available = _out_of_memory(error)
     given = sum(plan.values())
     memory = Memory(**plan, given=given, temporaries=max(wanted - given, 0), program=0, available=available)
     return Compiled(**about, seconds_to_compile=time.perf_counter() - began, memory=memory)
   seconds = time.perf_counter() - began
-  found, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
-  exchanges = hlo.collectives(text)
+  found, text = program.memory_analysis(), program.as_text()
+  memory = Memory(
+    **plan,
+    given=found.argument_size_in_bytes,
+    temporaries=found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes,
+    program=found.generated_code_size_in_bytes,
+    available=int(topology.chip.memory),
+  )
+  if memory.total > memory.available:
+    return Compiled(**about, seconds_to_compile=seconds, memory=memory)
+  if topology.is_gpu:
+    work = dataclasses.asdict(gpu.work(text))
+  else:
+    cost = program.cost_analysis()
+    work = {'flops': cost['flops'], 'bytes_moved': cost['bytes accessed']}
+  work['exchanges'] = hlo.collectives(text)
+  estimate = roofline(**work, chip=topology.chip, dtype=config.model.dtype, torus=topology.torus)
   return Compiled(
-    **about,
-    seconds_to_compile=seconds,
-    memory=Memory(
-      **plan,
-      given=found.argument_size_in_bytes,
-      temporaries=found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes,
-      program=found.generated_code_size_in_bytes,
-      available=int(topology.chip.memory),
-    ),
-    flops=cost['flops'],
-    bytes_moved=cost['bytes accessed'],
-    exchanges=exchanges,
-    estimate=roofline(
-      flops=cost['flops'],
-      bytes_moved=cost['bytes accessed'],
-      exchanges=exchanges,
-      chip=topology.chip,
-      dtype=config.model.dtype,
-      torus=topology.shape,
-    ),
-    loops=hlo.loops(text),
-    text=text,
+    **about, seconds_to_compile=seconds, memory=memory, **work, estimate=estimate, loops=hlo.loops(text), text=text
   )
 
 

@@ -1,0 +1,168 @@
+"""GPUs that need not be there: what XLA has to know of one to compile for it, and what its programs compute and move.
+
+XLA's own cost analysis does not answer without a GPU, so that work is counted in the program's text.
+"""
+
+import dataclasses
+import math
+import re
+
+from jaxface.aot.hlo import COMPUTATION, bytes_of, shapes_of
+
+# Where there is no GPU, no kernel can be tried: the compiler's first choice stands.
+COMPILER_OPTIONS = {'xla_gpu_autotune_level': 0, 'xla_gpu_enable_triton_gemm': False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  """A GPU as the compiler sees it, from its maker's data sheet and programming guide.
+
+  Attributes:
+    kind: JAX's device_kind, by which `jaxface.chips.CHIPS` knows its peaks.
+    capability: compute capability.
+    cores: streaming multiprocessors.
+    clock: GHz, at most.
+    cache: bytes of its second-level cache.
+    shared: bytes of shared memory of a multiprocessor; a block may ask for all but 1,024 of them.
+  """
+
+  kind: str
+  capability: tuple[int, int]
+  cores: int
+  clock: float
+  cache: int
+  shared: int
+
+
+_A100 = {'capability': (8, 0), 'cores': 108, 'clock': 1.41, 'cache': 40 * 2**20, 'shared': 164 * 2**10}
+_HOPPER = {'capability': (9, 0), 'cores': 132, 'clock': 1.98, 'cache': 50 * 2**20, 'shared': 228 * 2**10}
+GPUS = {
+  'a100-40g': Gpu('NVIDIA A100-SXM4-40GB', **_A100),
+  'a100': Gpu('NVIDIA A100-SXM4-80GB', **_A100),
+  'h100': Gpu('NVIDIA H100 80GB HBM3', **_HOPPER),
+  'h200': Gpu('NVIDIA H200', **_HOPPER),
+}
+
+
+def target_config(gpu: Gpu, memory: float, bandwidth: float) -> str:
+  """XLA's GpuTargetConfigProto, as text; `memory` in bytes, `bandwidth` of it in bytes/s."""
+  major, minor = gpu.capability
+  return f"""
+    platform_name: "CUDA"
+    device_description_str: "{gpu.kind}"
+    dnn_version_info {{ major: 9 minor: 10 }}
+    runtime_version {{ major: 12 minor: 8 }}
+    gpu_device_info {{
+      cuda_compute_capability {{ major: {major} minor: {minor} }}
+      core_count: {gpu.cores} fpus_per_core: {64 if major == 8 else 128} clock_rate_ghz: {gpu.clock}
+      device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f} l2_cache_size: {gpu.cache}
+      shared_memory_per_core: {gpu.shared} shared_memory_per_block_optin: {gpu.shared - 1024}
+      shared_memory_per_block: 49152 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+    }}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a program does on one device in a step: FLOP of its convolutions and products, bytes read and written."""
+
+  flops: float
+  bytes_moved: float
+
+
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
+_OPERAND = re.compile(r'%([\w.\-]+)')
+# Of these nothing is moved: names for what is there already, and the ends of what began elsewhere.
+_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id')
+_CALLED = re.compile(r'(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_CONVOLUTION = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
+_PRODUCT = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+
+
+def work(text: str) -> Work:
+  """Counts a GPU's program, `compiled.as_text()`.
+
+  An operation moves all of what it is given and returns, once; bodies of loops count once, and all branches.
+  """
+  computations, shapes = _parse(text)
+  flops = moved = 0.0
+  waiting = [next(name for name, lines in computations.items() if lines.entry)]
+  seen = set()
+  while waiting:
+    name = waiting.pop()
+    if name in seen or name not in computations:
+      continue
+    seen.add(name)
+    for _, shape, kind, rest in computations[name].instructions:
+      flops += _flops(shape, kind, rest, shapes)
+      if kind in ('while', 'conditional', 'call'):
+        waiting += _called(rest)
+      elif kind == 'fusion':
+        for inner in _called(rest):
+          flops += sum(_flops(s, k, r, shapes) for _, s, k, r in computations[inner].instructions)
+      if kind not in (*_FREE, 'while', 'conditional', 'call') and not kind.endswith('-done'):
+        moved += _moved(shape, kind, rest, shapes)
+  return Work(flops, moved)
+
+
+@dataclasses.dataclass
+class _Computation:
+  entry: bool
+  instructions: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+
+
+def _parse(text: str) -> tuple[dict[str, _Computation], dict[str, str]]:
+  """Instructions by computation, each (name, shape, opcode, the rest of the line); and all shapes by name."""
+  computations, shapes, current = {}, {}, None
+  for line in text.splitlines():
+    if head := COMPUTATION.match(line):
+      current = computations[head[1]] = _Computation(line.startswith('ENTRY'))
+    elif current is not None and (found := _INSTRUCTION.match(line)):
+      current.instructions.append(found.groups())
+      shapes[found[1]] = found[2]
+  return computations, shapes
+
+
+def _called(rest: str) -> list[str]:
+  branches = _BRANCHES.search(rest)
+  return _CALLED.findall(rest) + (_OPERAND.findall(branches[1]) if branches else [])
+
+
+def _operands(rest: str) -> list[str]:
+  return _OPERAND.findall(rest.partition('), ')[0])
+
+
+def _moved(shape: str, kind: str, rest: str, shapes: dict[str, str]) -> int:
+  read = sum(sum(bytes_of(shapes.get(name, ''))) for name in dict.fromkeys(_operands(rest)))
+  if kind.endswith('-start'):
+    # What comes out is as large as what goes in, or stands beside it.
+    return 2 * read
+  written = bytes_of(shape)
+  # A library's call returns its scratch memory, too.
+  return read + (written[0] if kind == 'custom-call' and written else sum(written))
+
+
+def _flops(shape: str, kind: str, rest: str, shapes: dict[str, str]) -> float:
+  if kind == 'dot':
+    return _of_product(shape, rest, shapes, re.search(r'lhs_contracting_dims=\{([\d,]*)\}', rest)[1])
+  if kind != 'custom-call':
+    return 0.0
+  if product := _PRODUCT.search(rest):
+    return _of_product(shape, rest, shapes, product[1].replace('"', ''))
+  if convolution := _CONVOLUTION.search(rest):
+    first, second = (shapes_of(shapes[name])[0] for name in _operands(rest)[:2])
+    result = shapes_of(shape)[0]
+    # Of the three arrays of a convolution, which two are its kernel and its output.
+    kernel, output = {
+      'BackwardFilter': (result, second), 'BackwardInput': (second, first),
+    }.get(convolution[1], (second, result))  # fmt: skip
+    labels = re.search(r'dim_labels=\w+_\w+->(\w+)', rest)[1]
+    return 2.0 * math.prod(output) * math.prod(kernel) / output[labels.index('f')]
+  return 0.0
+
+
+def _of_product(shape: str, rest: str, shapes: dict[str, str], contracted: str) -> float:
+  left = shapes_of(shapes[_operands(rest)[0]])[0]
+  return 2.0 * math.prod(shapes_of(shape)[0]) * math.prod(left[int(axis)] for axis in contracted.split(',') if axis)
