@@ -1,8 +1,9 @@
-"""Gaussian windows over pictures, as two banded matrix products: what SSIM and VIF spend their time on.
+"""Gaussian windows over pictures, mostly as two banded matrix products: what SSIM and VIF spend their time on.
 
 Pictures are filtered as planes, float32 [H, K, W] with K = batch * channels, since then neither product needs a
 transposed copy: W is contracted from the right, H from the left, each one plain matrix product over the whole batch.
-Convolutions of so few channels are slow to differentiate on every backend; matrix units make the zeros cheap.
+Convolutions of so few channels are slow to differentiate on every backend; matrix units make the zeros cheap. Those of
+GPUs know no float32: there the taps are summed.
 """
 
 # H,W pixels | H',W' = H,W - size + 1 window positions | K planes, picture-major then channel
@@ -27,7 +28,7 @@ def gaussian(size: int, sigma: float) -> np.ndarray:
 
 def blur(planes: jax.Array, window: np.ndarray) -> jax.Array:
   """Filter [H, K, W] by the separable `window` [size] where it fits ('valid') -> [H', K, W'], float32."""
-  forms = {'cpu': blur_as_two_matrices, 'default': blur_along_two_axes}
+  forms = {'cpu': blur_as_two_matrices, 'tpu': blur_along_two_axes, 'default': blur_by_taps}
   return jax.lax.platform_dependent(planes, **{k: functools.partial(form, window=window) for k, form in forms.items()})
 
 
@@ -36,7 +37,7 @@ _product = functools.partial(jax.lax.dot_general, precision=jax.lax.Precision.HI
 
 
 def blur_along_two_axes(planes: jax.Array, window: np.ndarray) -> jax.Array:
-  """`blur` for accelerators.
+  """`blur` for TPUs.
 
   K stays an axis of its own: merged with H, planes that are spread over devices would be gathered on each of them.
   """
@@ -50,6 +51,15 @@ def blur_as_two_matrices(planes: jax.Array, window: np.ndarray) -> jax.Array:
   rows = _product(planes.reshape(height * count, width), band(width, window), (((1,), (1,)), ((), ())))
   columns = _product(band(height, window), rows.reshape(height, -1), (((1,), (0,)), ((), ())))
   return columns.reshape(-1, count, rows.shape[-1])
+
+
+def blur_by_taps(planes: jax.Array, window: np.ndarray) -> jax.Array:
+  """`blur` for GPUs: sums of shifted planes become parts of the operations around them."""
+  for axis in (2, 0):
+    length = planes.shape[axis] - len(window) + 1
+    shifted = [jax.lax.slice_in_dim(planes, i, i + length, axis=axis) for i in range(len(window))]
+    planes = sum(tap * each for tap, each in zip(window.tolist(), shifted, strict=True))
+  return planes
 
 
 def to_planes(pictures: jax.Array) -> jax.Array:

@@ -106,7 +106,11 @@ def test_a_mesh_that_is_none(mesh, told):
 
 @pytest.mark.parametrize(
   ('name', 'told'),
-  [('v9:2x2', "unknown topology 'v9:2x2'; choose from v4:2x2x1"), ('v5e:3x3', 'choose from v5e:1x1, v5e:2x2')],
+  [
+    ('v9:2x2', "unknown topology 'v9:2x2'; choose from v4:2x2x1"),
+    ('v5e:3x3', 'choose from v5e:1x1, v5e:2x2'),
+    ('h200:3', "unknown topology 'h200:3'; choose from h200:1, h200:2, h200:4, h200:8"),
+  ],
 )
 def test_an_unknown_topology_lists_the_known(name, told):
   with pytest.raises(UserError) as error:
@@ -114,7 +118,8 @@ def test_an_unknown_topology_lists_the_known(name, told):
   assert told in str(error.value)
 
 
-def _say(*words: str) -> subprocess.CompletedProcess:
+def say(*words: str) -> subprocess.CompletedProcess:
+  """`jaxface compile` with these words."""
   # A process of its own: this one computes on eight devices.
   environment = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
   command = [sys.executable, '-m', 'jaxface.cli', 'compile', *words]
@@ -133,7 +138,7 @@ def compiled(tmp_path_factory):
   if importlib.util.find_spec('libtpu') is None:
     pytest.skip('libtpu is not installed: pip install .[tpu-aot]')
   out = tmp_path_factory.mktemp('compile') / 'found.json'
-  done = _say(
+  done = say(
     '--config', f'{EXPERIMENT}:nomask_l2,smoke', '--topology', 'v5e:2x2', '--sweep', 'v5e:2x4', '--quick',
     '--out', str(out), '--config.model.width_multiplier=1.0', '--config.model.latent_dim=256',
   )  # fmt: skip

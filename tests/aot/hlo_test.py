@@ -71,18 +71,20 @@ def test_a_sum_over_the_batch_is_one_reduction_of_its_size(rows):
   }
 
 
-def test_ssim_of_a_spread_batch_gathers_nothing(rows, monkeypatch):
+@pytest.mark.parametrize('blur', [filters.blur_along_two_axes, filters.blur_by_taps])
+def test_ssim_of_a_spread_batch_gathers_nothing(rows, monkeypatch, blur):
   # As accelerators compute it; the CPU's own form does gather, and nobody spreads a batch over CPUs for speed.
-  monkeypatch.setattr('jaxface.ssim.blur', filters.blur_along_two_axes)
+  monkeypatch.setattr('jaxface.ssim.blur', blur)
   x = jax.ShapeDtypeStruct((16, 24, 24, 3), np.float32, sharding=rows)
   found = _exchanges(jax.value_and_grad(lambda a, b: ssim(a, b, filter_size=9).mean()), x, x)
   assert set(found) == {'all-reduce'}
   assert found['all-reduce']['bytes'] < 100
 
 
-def test_both_forms_of_the_blur_are_one():
+def test_all_forms_of_the_blur_are_one():
   planes = jax.random.normal(jax.random.key(0), (40, 6, 33))
   window = filters.gaussian(9, 1.5)
-  flat, by_axes = filters.blur_as_two_matrices(planes, window), filters.blur_along_two_axes(planes, window)
+  flat = filters.blur_as_two_matrices(planes, window)
   assert flat.shape == (32, 6, 25)
-  np.testing.assert_allclose(by_axes, flat, atol=1e-6)
+  for blur in (filters.blur_along_two_axes, filters.blur_by_taps):
+    np.testing.assert_allclose(blur(planes, window), flat, atol=1e-6)
