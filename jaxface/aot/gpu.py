@@ -78,6 +78,9 @@ _FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'afte
 _CALLED = re.compile(r'(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _CONVOLUTION = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
+_ATTENTION = re.compile(r'custom_call_target="__cudnn\$fmha\w*?(Backward)?"')
+_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions":\s*\[([^\]]*)\]')
+_SCRATCH = re.compile(r'[su]8\[\d*\]\{0\}')
 _PRODUCT = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 
 
@@ -139,9 +142,8 @@ def _moved(shape: str, kind: str, rest: str, shapes: dict[str, str]) -> int:
   if kind.endswith('-start'):
     # What comes out is as large as what goes in, or stands beside it.
     return 2 * read
-  written = bytes_of(shape)
   # A library's call returns its scratch memory, too.
-  return read + (written[0] if kind == 'custom-call' and written else sum(written))
+  return read + sum(bytes_of(_SCRATCH.sub('', shape) if kind == 'custom-call' else shape))
 
 
 def _flops(shape: str, kind: str, rest: str, shapes: dict[str, str]) -> float:
@@ -160,6 +162,10 @@ def _flops(shape: str, kind: str, rest: str, shapes: dict[str, str]) -> float:
     }.get(convolution[1], (second, result))  # fmt: skip
     labels = re.search(r'dim_labels=\w+_\w+->(\w+)', rest)[1]
     return 2.0 * math.prod(output) * math.prod(kernel) / output[labels.index('f')]
+  if attention := _ATTENTION.search(rest):
+    scores = math.prod(int(side) for side in _SCORES.search(rest)[1].replace('"', '').split(','))
+    # Back, the scores are computed anew, and then their gradient and those of queries, keys and values.
+    return (5 if attention[1] else 2) * 2.0 * scores * shapes_of(shape)[0][-1]
   return 0.0
 
 

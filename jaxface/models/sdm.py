@@ -20,6 +20,7 @@ from flax import linen as nn
 from jaxface import labels
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.models.attention import attend
 from jaxface.models.spade import Modulation, Spade
 from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
 
@@ -118,8 +119,7 @@ class Attention(nn.Module):
     batch, height, width, channels = x_BHWC.shape
     y = GroupNorm(dtype=self.dtype, name='norm')(x_BHWC).reshape(batch, height * width, channels)
     qkv = Linear(3 * channels, dtype=self.dtype, name='qkv')(y).reshape(batch, height * width, self.heads, 3, -1)
-    # Fused where the platform has a kernel for it.
-    y = jax.nn.dot_product_attention(*(qkv[:, :, :, i] for i in range(3)))
+    y = attend(*(qkv[:, :, :, i] for i in range(3)))
     return x_BHWC + Linear(channels, zero=True, dtype=self.dtype, name='out')(y.reshape(*y.shape[:2], -1)).reshape(
       x_BHWC.shape
     )

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
+from jaxface.models.attention import attend
 from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, twice
 
 # Of every norm.
@@ -68,7 +69,7 @@ class Attention(nn.Module):
       Conv(channels, 1, dtype=self.dtype, name=name)(y).reshape(batch, height * width, 1, channels)
       for name in ('query', 'key', 'value')
     )
-    y = jax.nn.dot_product_attention(q, k, v).reshape(x_BHWC.shape)
+    y = attend(q, k, v).reshape(x_BHWC.shape)
     return x_BHWC.astype(self.dtype) + Conv(channels, 1, dtype=self.dtype, name='out')(y)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import jax
 import pytest
 
 from jaxface.aot import gpu, hlo
@@ -10,6 +11,7 @@ from jaxface.aot.roofline import roofline
 from jaxface.aot.topology import Topology
 from jaxface.chips import CHIPS
 from jaxface.cli import main
+from jaxface.models.attention import attend
 from tests.aot.command_test import say
 from tests.smoke import EXPERIMENT
 
@@ -51,6 +53,9 @@ dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
   %product = (bf16[64,64]{1,0}, s8[33554432]{0}) custom-call(%a, %a), custom_call_target="__cublas$lt$matmul", \
 backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
   %fusion.1 = bf16[64,16]{1,0} fusion(%a, %c), kind=kCustom, calls=%fused_dot
+  %attended = (bf16[2,4,16,8]{3,1,2,0}, f32[2,4,16]{2,1,0}, u8[9]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", \
+backend_config={"intermediate_tensor_shape": {"dimensions": ["2", "4", "16", "16"]}}
   %sum-start = f32[100]{0} all-reduce-start(%d), channel_id=1, backend_config={"is_sync":true}
   %sum-done = f32[100]{0} all-reduce-done(%sum-start)
   %cut-start = ((f32[8]{0}, bf16[16]{0}), (f32[2]{0}, bf16[4]{0})) reduce-scatter-start(%e, %f), channel_id=2, \
@@ -63,10 +68,12 @@ backend_config={"is_sync":false}
 def test_what_a_gpus_program_computes_and_moves():
   found = gpu.work(_PROGRAM)
   convolution = 2 * (2 * 4 * 4 * 64) * (3 * 3 * 32)
-  assert found.flops == 3 * convolution + 2 * 64 * 64 * 32 + 2 * 64 * 16 * 32
+  attention = 2 * 2 * (2 * 4 * 16 * 16) * 8
+  assert found.flops == 3 * convolution + 2 * 64 * 64 * 32 + 2 * 64 * 16 * 32 + attention
   x, k, y, a = 2 * 9 * 9 * 32 * 2, 64 * 3 * 3 * 32 * 2, 2 * 4 * 4 * 64 * 2, 64 * 32 * 2
+  attended = 2 * 4 * 16 * 8 * 2 + 2 * 4 * 16 * 4
   # Scratch memory is not counted; a fusion reads once what it is given twice.
-  assert found.bytes_moved == 3 * (x + k + y) + (a + 64 * 64 * 2) + (a + 64 * 16 * 2) + 2 * 400
+  assert found.bytes_moved == 3 * (x + k + y) + (a + 64 * 64 * 2) + (a + 64 * 16 * 2) + attended + 2 * 400
 
 
 def test_exchanges_that_work_waits_for_are_told_from_those_beside_it():
@@ -103,6 +110,14 @@ def test_a_step_compiles_for_a_node_of_gpus(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   two, four = json.loads(out.read_text())
-  assert (two['chips'], two['batch_size'], four['batch_size']) == (2, 4, 8)
+  assert (two['chips'], two['batch_size'], four['batch_size']) == (2, 8, 16)
   assert four['flops'] == pytest.approx(two['flops'], rel=0.01)
   assert set(two['exchanges']) == set(four['exchanges']) == {'all-reduce'}
+
+
+@pytest.mark.skipif(not PLUGIN, reason="JAX's plugin for CUDA is not installed: pip install .[cuda]")
+@pytest.mark.parametrize(('dtype', 'fused'), [('bfloat16', True), ('float32', False)])
+def test_attention_of_16_bits_is_fused(dtype, fused):
+  x = jax.ShapeDtypeStruct((2, 64, 4, 32), dtype)
+  program = jax.jit(attend).trace(x, x, x).lower(lowering_platforms=('cuda',)).as_text()
+  assert ('fmhaSoftmax' in program) == fused
