@@ -5,9 +5,11 @@
 import re
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface.errors import UserError
+from jaxface.layers import Dtype
 from jaxface.max_pool import max_pool2x2
 
 VGG16 = (2, 2, 3, 3, 3)
@@ -25,12 +27,14 @@ class Vgg(nn.Module):
     convs: convolutions in each group, `VGG16` or `VGG19`.
     widths: channels of each group.
     precision: of the convolutions, as `jax.lax.Precision`; None is the backend's default.
+    dtype: of the convolutions and of what they put out.
   """
 
   taps: tuple[str, ...]
   convs: tuple[int, ...] = VGG16
   widths: tuple[int, ...] = (64, 128, 256, 512, 512)
   precision: jax.lax.PrecisionLike = None
+  dtype: Dtype = jnp.float32
 
   def __post_init__(self):
     known = {f'{kind}{group}_{i}' for kind in ('conv', 'relu') for group, i in self.layers}
@@ -58,6 +62,7 @@ class Vgg(nn.Module):
       if i == 1 and group > 1:
         x_BHWC = max_pool2x2(x_BHWC)
       name = f'conv{group}_{i}'
-      x_BHWC = found[name] = nn.Conv(self.widths[group - 1], (3, 3), precision=self.precision, name=name)(x_BHWC)
+      conv = nn.Conv(self.widths[group - 1], (3, 3), dtype=self.dtype, precision=self.precision, name=name)
+      x_BHWC = found[name] = conv(x_BHWC)
       x_BHWC = found[f'relu{group}_{i}'] = nn.relu(x_BHWC)
     return tuple(found[tap] for tap in self.taps)

@@ -345,7 +345,7 @@ def make_vqgan(config: ConfigDict) -> VQGAN:
   )
 
 
-def _make_perceptual(name: str, image_size: int) -> tuple[Perceptual | None, PyTree]:
+def _make_perceptual(name: str, image_size: int, dtype: jnp.dtype) -> tuple[Perceptual | None, PyTree]:
   """The perceptual term that `loss.perceptual` names, and the variables of its network."""
   if name.removeprefix(weights.UNTRAINED) == 'lpips-vgg':
     if image_size < LEAST_SIDE['vgg']:
@@ -355,7 +355,7 @@ def _make_perceptual(name: str, image_size: int) -> tuple[Perceptual | None, PyT
     return LpipsLoss(network.module.clone(precision=None)), network.variables
   if name not in ('random', 'none'):
     raise UserError(f'unknown loss.perceptual {name!r}; choose from lpips-vgg, random, none')
-  return vgg_features(name)
+  return vgg_features(name, dtype)
 
 
 def make_autoencoder(config: ConfigDict, axis_name: str | None = None, *, training: bool = True) -> AutoencoderTask:
@@ -382,7 +382,7 @@ def make_autoencoder(config: ConfigDict, axis_name: str | None = None, *, traini
         f'model.image_size={size} is too small for model.discriminator_layers={model.discriminator_layers}, which '
         f'needs {discriminator.least_side}; give fewer layers, or loss.adversarial=0'
       )
-  perceptual, frozen = _make_perceptual(loss.perceptual, size) if training else (None, None)
+  perceptual, frozen = _make_perceptual(loss.perceptual, size, network.dtype) if training else (None, None)
   return AutoencoderTask(
     model=network,
     image_size=size,

@@ -187,7 +187,7 @@ def make_beautygan(config: ConfigDict, axis_name: str | None = None, *, training
   Without `training` nothing is loaded that only the losses need.
   """
   model, dtype = config.model, compute_dtype(config.model.dtype)
-  perceptual, frozen = vgg_features(config.loss.perceptual) if training else (None, None)
+  perceptual, frozen = vgg_features(config.loss.perceptual, dtype) if training else (None, None)
   return BeautyGanTask(
     framing=make_framing(config.augment, model.image_size),
     image_size=model.image_size,
