@@ -20,6 +20,8 @@ _QUIET = {
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
   'TPU_STDERR_LOG_LEVEL': '3',
+  # XLA for GPUs tells that it finds none, and that large programs take long.
+  'TF_CPP_MIN_LOG_LEVEL': '3',
   # Where there is no TPU to share, several may compile.
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
