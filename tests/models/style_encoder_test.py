@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxface.aot import hlo
 from jaxface.convert import style_encoder as convert
 from jaxface.errors import UserError
+from jaxface.meshes import BATCH_AXES, make_mesh
+from jaxface.models import style_encoder
 from jaxface.models.style_encoder import StyleEncoder, Tokens, grouped_conv3x3
 from tests.golden import load
 
@@ -97,6 +101,29 @@ def test_grouped_convolution_and_its_gradients_are_those_of_xla(stride, inputs, 
 
   ours = all_of(lambda x, kernel: grouped_conv3x3(x, kernel, 3, stride))
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, all_of(by_xla))
+
+
+def test_on_gpus_a_spread_batch_is_convolved_where_it_lies():
+  mesh = make_mesh(2)
+  rng = np.random.default_rng(1)
+  x = jax.device_put(rng.standard_normal((8, 5, 6, 6), np.float32), NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+  kernel = rng.standard_normal((3, 3, 2, 9), np.float32)
+
+  def run(form):
+    def loss(x, kernel):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return (form(x, kernel, 3, 2) ** 2).sum()
+
+    traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, kernel)
+    return traced, traced.lower().compile()
+
+  _, ours = run(style_encoder._by_convolution)
+  traced, expected = run(grouped_conv3x3)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, ours(x, kernel), expected(x, kernel))
+  assert set(hlo.by_kind(hlo.collectives(ours.as_text()))) == {'all-reduce'}
+  programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ('cuda', 'cpu')}
+  assert {name: 'feature_group_count = 3' in text for name, text in programs.items()} == {'cuda': True, 'cpu': False}
 
 
 def test_tokens_pool_over_each_class_alone():
