@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from jaxface.aot import gpu, hlo
+from jaxface.aot import gpu, gpu_program, hlo
 from jaxface.aot.roofline import Roofline, roofline
 from jaxface.aot.topology import Topology
 from jaxface.batch_shapes import batch_shapes
@@ -148,7 +148,7 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
   if memory.total > memory.available:
     return Compiled(**about, seconds_to_compile=seconds, memory=memory)
   if topology.is_gpu:
-    work = dataclasses.asdict(gpu.work(text))
+    work = dataclasses.asdict(gpu_program.work(text))
   else:
     cost = program.cost_analysis()
     work = {'flops': cost['flops'], 'bytes_moved': cost['bytes accessed']}
