@@ -14,12 +14,14 @@ class Chip:
     memory: bytes; 0 where it is not listed.
     bandwidth: of that memory, bytes/s.
     link: bytes/s one way over one link to a neighbour; of a GPU, over all its links to the others of its node.
+    hop: seconds that one hop over a link takes about, however little is sent; of a GPU, an exchange within a node.
   """
 
   flops: Mapping[str, float]
   memory: float = 0.0
   bandwidth: float = 0.0
   link: float = 0.0
+  hop: float = 0.0
 
   def peak(self, dtype: str) -> float:
     """FLOP/s in `dtype`; nan where it is not listed."""
@@ -28,11 +30,11 @@ class Chip:
 
 def _tpu(tflops: float, memory_gib: float, bandwidth: float, link: float) -> Chip:
   # float32 inputs are multiplied as bfloat16 by default.
-  return Chip({'bfloat16': tflops * 1e12, 'float32': tflops * 1e12}, memory_gib * 2**30, bandwidth, link)
+  return Chip({'bfloat16': tflops * 1e12, 'float32': tflops * 1e12}, memory_gib * 2**30, bandwidth, link, 1e-6)
 
 
 def _gpu(bfloat16: float, tf32: float, memory: float, bandwidth: float, link: float) -> Chip:
-  return Chip({'bfloat16': bfloat16 * 1e12, 'float32': tf32 * 1e12}, memory, bandwidth, link)
+  return Chip({'bfloat16': bfloat16 * 1e12, 'float32': tf32 * 1e12}, memory, bandwidth, link, 1e-5)
 
 
 # By JAX's device_kind.

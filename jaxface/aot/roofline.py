@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from jaxface.aot.hlo import Collective
 from jaxface.chips import Chip
 
-# One hop to a neighbour on the torus takes about so long, however little is sent.
-HOP_SECONDS = 1e-6
-
 # How often a ring sends each byte, in terms of what `Collective.bytes` means.
 _SENT = {'all-reduce': 2.0, 'all-gather': 1.0, 'reduce-scatter': 1.0, 'all-to-all': 1.0, 'collective-permute': 1.0}
 
@@ -74,4 +71,4 @@ def _exchange_seconds(exchange: Collective, chip: Chip, torus: Sequence[int]) ->
   # Two neighbours along each axis; only one where the axis has but two chips.
   links = sum(min(side - 1, 2) for side in torus)
   hops = sum(side // 2 for side in torus)
-  return max(_SENT[exchange.kind] * exchange.bytes / (chip.link * links), hops * HOP_SECONDS)
+  return max(_SENT[exchange.kind] * exchange.bytes / (chip.link * links), hops * chip.hop)
