@@ -45,9 +45,10 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def on_host(tree: PyTree) -> PyTree:
-  """Arrays that are the same on all devices, as numpy, once every device of this process has its copy.
+  """Arrays of which every device has a copy, or under `pmap` its own row, as numpy: what the first device has, once
+  all devices of this process have theirs.
 
-  The first copy is not enough: a process that took it and ended would leave its other devices in a collective.
+  The first alone is not enough: a process that took it and ended would leave its other devices in a collective.
   """
   return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), jax.block_until_ready(tree))
 

@@ -375,12 +375,11 @@ class PmapEngine:
 
   def metrics_on_host(self, metrics: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """What a step returned, as numpy: all devices agree, so the first one speaks."""
-    metrics = jax.block_until_ready(dict(metrics))
-    return {name: np.asarray(values.addressable_shards[0].data)[0] for name, values in metrics.items()}
+    return {name: values[0] for name, values in on_host(dict(metrics)).items()}
 
   def to_saved(self, state: TrainState) -> TrainState:
     """The state as a checkpoint holds it: one copy, without the device axis and without what is never trained."""
-    one = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], state.replace(frozen=None))
+    one = jax.tree.map(lambda leaf: leaf[0], on_host(state.replace(frozen=None)))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(NamedSharding(self.mesh, P()), leaf), one)
 
   def from_saved(self, saved: TrainState) -> TrainState:

@@ -29,8 +29,8 @@ class PerceptualLoss:
   def __call__(self, variables: PyTree, made: jax.Array, true: jax.Array) -> jax.Array:
     """Scalar; `variables` those of the module, frozen. Of `true` no gradient is taken."""
     features = [self.module.apply(variables, image) for image in (made, jax.lax.stop_gradient(true))]
-    made, true = (jax.tree.leaves(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), each)) for each in features)
-    return sum(self.distance(a - b).mean() for a, b in zip(made, true, strict=True))
+    pairs = zip(*map(jax.tree.leaves, features), strict=True)
+    return sum(self.distance(a.astype(jnp.float32) - b.astype(jnp.float32)).mean() for a, b in pairs)
 
 
 def face_features(name: str, side: int) -> tuple[PerceptualLoss | None, PyTree]:

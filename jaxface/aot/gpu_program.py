@@ -43,13 +43,14 @@ def work(text: str) -> Work:
       continue
     seen.add(name)
     for _, shape, kind, rest in computations[name].instructions:
-      flops += _flops(shape, kind, rest, shapes)
       if kind in ('while', 'conditional', 'call'):
         waiting += _called(rest)
-      elif kind == 'fusion':
+        continue
+      flops += _flops(shape, kind, rest, shapes)
+      if kind == 'fusion':
         for inner in _called(rest):
           flops += sum(_flops(s, k, r, shapes) for _, s, k, r in computations[inner].instructions)
-      if kind not in (*_FREE, 'while', 'conditional', 'call') and not kind.endswith('-done'):
+      if kind not in _FREE and not kind.endswith('-done'):
         moved += _moved(shape, kind, rest, shapes)
   return Work(flops, moved)
 

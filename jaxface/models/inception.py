@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface import resize
+from jaxface.max_pool import max_pool3x3
 
 SIDE = 299
 FEATURES = 2048
@@ -39,9 +40,9 @@ class InceptionFeatures(nn.Module):
     x = 2 * resize.bilinear(image_BHWC.astype(jnp.float32), (SIDE, SIDE), align_corners=False) - 1
     x = self._conv('Conv2d_1a_3x3', 32, 3, x, stride=2, padding='VALID')
     x = self._conv('Conv2d_2a_3x3', 32, 3, x, padding='VALID')
-    first = x = _shrink(self._conv('Conv2d_2b_3x3', 64, 3, x))
+    first = x = max_pool3x3(self._conv('Conv2d_2b_3x3', 64, 3, x))
     x = self._conv('Conv2d_3b_1x1', 80, 1, x)
-    second = x = _shrink(self._conv('Conv2d_4a_3x3', 192, 3, x, padding='VALID'))
+    second = x = max_pool3x3(self._conv('Conv2d_4a_3x3', 192, 3, x, padding='VALID'))
     for name, pooled in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):
       x = self._mixed_35(name, pooled, x)
     x = self._reduce_to_17('Mixed_6a', x)
@@ -79,7 +80,7 @@ class InceptionFeatures(nn.Module):
       [
         self._conv(f'{name}_branch3x3', 384, 3, x, stride=2, padding='VALID'),
         self._conv(f'{name}_branch3x3dbl_3', 96, 3, double, stride=2, padding='VALID'),
-        _shrink(x),
+        max_pool3x3(x),
       ],
       -1,
     )
@@ -113,7 +114,7 @@ class InceptionFeatures(nn.Module):
       [
         self._conv(f'{name}_branch3x3_2', 320, 3, short, stride=2, padding='VALID'),
         self._conv(f'{name}_branch7x7x3_4', 192, 3, long, stride=2, padding='VALID'),
-        _shrink(x),
+        max_pool3x3(x),
       ],
       -1,
     )
@@ -132,10 +133,6 @@ class InceptionFeatures(nn.Module):
       ],
       -1,
     )
-
-
-def _shrink(x):
-  return nn.max_pool(x, (3, 3), (2, 2))
 
 
 def _largest(x):
