@@ -6,8 +6,9 @@ Variants:
   code    the recipe of the public code
   psgan   the same without the neck in the skin, as PSGAN's authors train it, for 50 epochs
 After a comma, flags:
-  demo   48 pixels of rendered faces, a small network: an hour on a slow core
-  smoke  32 pixels, ten steps: seconds, for tests
+  paired  learn from rendered pairs as well, whose true result is known
+  demo    48 pixels of rendered faces, a small network: an hour on a slow core
+  smoke   32 pixels, ten steps: seconds, for tests
 
 Training compares what pictures show by VGG-19 (torchvision's or the vgg_conv.pth of the public code, your download):
 
@@ -20,7 +21,7 @@ leaves the term out.
 import ml_collections
 
 VARIANTS = ('code', 'psgan')
-FLAGS = ('demo', 'smoke')
+FLAGS = ('paired', 'demo', 'smoke')
 
 
 def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
@@ -62,6 +63,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.loss = ml_collections.ConfigDict()
   config.loss.perceptual = 'vgg19'  # Or 'random', or 'none'.
   config.loss.neck = True  # Count the neck as skin.
+  config.loss.paired = 0.0  # Factor of the distance to the true result, which only rendered pairs have.
   config.loss.weights = ml_collections.ConfigDict()
   config.loss.weights.adversarial = 1.0
   config.loss.weights.cycle = 5.0
@@ -103,6 +105,13 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   if variant == 'psgan':
     config.loss.neck = False
     config.total_steps = 123_000
+  if 'paired' in flags:
+    config.data.name = 'synthetic_faces/makeup_aligned_256'
+    config.data.eval_split = 'validation'
+    config.model.image_size = 256
+    config.augment.crop_size = 192  # Of a head little more than the face.
+    config.loss.paired = 20.0
+    config.best_metric = 'transfer/l1'
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'

@@ -6,8 +6,9 @@ Variants:
   code   the recipe of the public code, but for its doubled optimizer step and its face network that is never loaded
   paper  the paper's: batches of three, half the learning rate, random crops, the log GAN of its equation 8
 After a comma, flags:
-  demo   48 pixels of rendered faces, a small network without the face network: an hour on a slow core
-  smoke  32 pixels, ten steps: seconds, for tests
+  paired  learn from rendered pairs as well, whose true result is known
+  demo    48 pixels of rendered faces, a small network without the face network: an hour on a slow core
+  smoke   32 pixels, ten steps: seconds, for tests
 
 Training compares identity by a face network, VGGFace2's ResNet-50 (your download):
 
@@ -20,7 +21,7 @@ term out.
 import ml_collections
 
 VARIANTS = ('code', 'paper')
-FLAGS = ('demo', 'smoke')
+FLAGS = ('paired', 'demo', 'smoke')
 
 
 def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
@@ -72,6 +73,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.loss.gan = 'lsgan'  # Or 'log'.
   config.loss.penalty = 0.01  # Of the discriminators' gradient.
   config.loss.perceptual = 'vggface2'  # Or 'random', or 'none'.
+  config.loss.paired = 0.0  # Factor of the distance to the true result, which only rendered pairs have.
   config.loss.weights = ml_collections.ConfigDict()
   config.loss.weights.adversarial = 1.0
   config.loss.weights.reconstruction = 20.0
@@ -122,6 +124,13 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.loss.penalty = 0.0
     config.loss.weights.cycle = 0.0
     config.augment.random_crop = True
+  if 'paired' in flags:
+    config.data.name = 'synthetic_faces/makeup_aligned_256'
+    config.data.eval_split = 'validation'
+    config.model.image_size = 256
+    config.augment.crop_size = 192  # Of a head little more than the face.
+    config.loss.paired = 20.0
+    config.best_metric = 'transfer/l1'
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'

@@ -14,7 +14,7 @@ FIELDS = {
 }
 
 # Fields of another picture that goes with the row's own, such as the wearer of the makeup to transfer. In training they
-# come in a random order of their own.
+# come in a random order of their own, but for a task that needs the true result of the two.
 REFERENCE = 'reference_'
 
 

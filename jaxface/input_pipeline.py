@@ -28,6 +28,9 @@ NumpyBatch = dict[str, np.ndarray]
 
 RESIZES = {'bilinear': cv2.INTER_LINEAR, 'area': cv2.INTER_AREA}
 
+# Companions come in another order than the pictures they go with.
+_COMPANIONS_SEED = 1_000_003
+
 
 @dataclasses.dataclass(frozen=True)
 class Decode(grain.transforms.Map):
@@ -79,18 +82,24 @@ class Decode(grain.transforms.Map):
 
 @dataclasses.dataclass(frozen=True)
 class Companion:
-  """Records that go with those of a dataset, the references of a transfer: in training in a random order of their own.
+  """Records that go with those of a dataset, the references of a transfer.
 
   Attributes:
     rows: int [N], the record that goes with record n of the dataset in evaluation.
+    paired: record n goes with record n in training, too; otherwise these come in a random order of their own.
   """
 
   source: Sequence[Record]
   decode: Decode
   rows: np.ndarray
+  paired: bool = False
 
   def __len__(self) -> int:
     return len(self.source)
+
+  def seed(self, seed: int) -> int:
+    """Of the order in training, where `seed` is that of the pictures these go with."""
+    return seed if self.paired else seed + _COMPANIONS_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +139,7 @@ def open_dataset(
   Where `fields` asks for references, they are those stored beside every picture, if there are such; otherwise the
   pictures are the split `<split>_non_makeup` and the references `<split>_makeup`. In evaluation a picture gets its own
   reference or, where there is none or `draw` is a number, one drawn at random, for every `draw` another; of such there
-  is no true result ('makeup_image').
+  is no true result ('makeup_image'). Where `fields` asks for that, a picture gets its own reference in training, too.
 
   Raises UserError where the dataset or split is missing, or cannot give one of `fields`; `optional_fields` are given
   where it can.
@@ -139,6 +148,7 @@ def open_dataset(
     raise UserError(f'unknown data.resize {resize!r}; choose from {", ".join(RESIZES)}')
   builder = tfds.builder_from_directory(find_prepared(data_dir, name))
   features = builder.info.features
+  required = fields
   if draw is not None:
     optional_fields = [field for field in optional_fields if field != 'makeup_image']
   fields = (*fields, *(field for field in optional_fields if FIELDS[field] in features))
@@ -155,8 +165,9 @@ def open_dataset(
     rows = np.arange(len(source))
   else:
     rows = np.random.default_rng(draw or 0).integers(0, len(others), len(source))
-  fingerprint += f' with {splits[1]}/{len(others)}'
-  return Dataset(source, pictures, name, fingerprint, Companion(others, references, rows))
+  paired = 'makeup_image' in required
+  fingerprint += f' {"and their" if paired else "with"} {splits[1]}/{len(others)}'
+  return Dataset(source, pictures, name, fingerprint, Companion(others, references, rows, paired))
 
 
 def _open_split(
@@ -178,10 +189,6 @@ def _open_split(
 
 def _order(source: Any, seed: int) -> grain.MapDataset:
   return source.seed(seed).shuffle().repeat()
-
-
-# The order of the companions is another one than that of the pictures they go with.
-_COMPANIONS_SEED = 1_000_003
 
 
 def _rows_of_process(batch_size: int, process: tuple[int, int]) -> np.ndarray:
@@ -236,7 +243,7 @@ class TrainBatches:
 
     pictures = examples(dataset, seed)
     if dataset.companion is not None:
-      pairs = [pictures, examples(dataset.companion, seed + _COMPANIONS_SEED)]
+      pairs = [pictures, examples(dataset.companion, dataset.companion.seed(seed))]
       pictures = grain.experimental.ZipMapDataset(pairs).map(lambda pair: pair[0] | pair[1])
     batches = pictures.batch(len(rows))[next_batch:]
     self._iterator = _prefetched(_with_rows(batches, rows), workers)
@@ -265,7 +272,7 @@ class ResidentBatches:
 
     self._batches = {'index': batches(dataset, seed)}
     if dataset.companion is not None:
-      self._batches[f'{REFERENCE}index'] = batches(dataset.companion, seed + _COMPANIONS_SEED)
+      self._batches[f'{REFERENCE}index'] = batches(dataset.companion, dataset.companion.seed(seed))
 
   def __iter__(self) -> 'ResidentBatches':
     return self

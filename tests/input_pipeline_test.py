@@ -189,6 +189,22 @@ def test_pairs_go_on_from_any_batch_in_any_process_and_from_the_devices(pairs):
   _assert_same([take(load_whole(pairs), batch) for batch in _take(resident, 2)], whole[3:])
 
 
+def test_who_needs_the_true_result_gets_its_own_reference_in_training(pairs, makeup_dir):
+  paired = open_dataset(
+    'synthetic_faces/makeup_16', 'train', (*PAIR, 'makeup_image'), image_size=16, data_dir=makeup_dir
+  )
+  assert paired.fingerprint != pairs.fingerprint
+  whole = load_whole(paired)
+  batches = _take(_stream(paired), 2)
+  for batch in batches:
+    for i, image in enumerate(batch['image']):
+      row = next(n for n, other in enumerate(whole['image']) if np.array_equal(other, image))
+      for field in ('reference_image', 'reference_label', 'makeup_image'):
+        np.testing.assert_array_equal(batch[field][i], whole[field][row])
+  resident = ResidentBatches(paired, batch_size=8, seed=0, next_batch=0, process=(0, 1))
+  _assert_same([take(whole, batch) for batch in _take(resident, 2)], batches)
+
+
 def test_evaluation_pairs_faces_with_their_own_reference_or_a_drawn_one(pairs, makeup_dir):
   whole = load_whole(pairs)
   joined = lambda dataset: np.concatenate([b['reference_image'] for b in eval_batches(dataset, batch_size=16)])

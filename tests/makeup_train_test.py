@@ -10,12 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+from jaxface import input_pipeline, labels
 from jaxface.cli import load_config
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
+from jaxface.input_pipeline import open_dataset
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import count
 from jaxface.tasks import make_task
+from jaxface.tasks.makeup import Faces, paired_loss
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
 from tests.smoke import (
@@ -121,6 +124,33 @@ def test_a_pair_is_learnt_by_heart(whole_run, makeup_dir):
 
 
 @pytest.mark.parametrize('system', SYSTEMS)
+def test_true_results_are_learnt_from_where_they_are_known(makeup_dir, system):
+  config = _config(system, makeup_dir)
+  config.loss.paired = 2.0
+  task = make_task(config)
+  dataset = open_dataset(config.data.name, 'train', task.batch_fields, image_size=32, data_dir=makeup_dir)
+  batch = next(input_pipeline.eval_batches(dataset, batch_size=2))
+  state, key = jax.eval_shape(task.init, jax.random.key(0)), jax.random.key(0)
+  assert 'paired' in jax.eval_shape(task.train_step, state, batch, key)[1]
+  # Evaluation with drawn references, of which there is no true result, must do without.
+  assert 'makeup_image' not in make_task(config, training=False).batch_fields
+  assert 'paired' not in jax.eval_shape(make_task(_config(system, makeup_dir)).train_step, state, batch, key)[1]
+
+
+def test_every_region_counts_alike_in_the_distance_to_the_true_result():
+  lips, skin = labels.index('u_lip'), labels.index('skin')
+  label = np.full((1, 32, 32), skin, np.uint8)
+  label[:, 20:22, 10:20] = lips
+  truth = np.zeros((1, 32, 32, 3), np.float32)
+  target = Faces(truth, label, truth=truth)
+  off = {name: np.where(label[..., None] == name, np.float32(0.5), truth) for name in (lips, skin)}
+  share = (label == lips).mean()
+  assert paired_loss(truth, target) == 0
+  np.testing.assert_allclose(paired_loss(off[lips], target), 0.5 * (1 + share), rtol=1e-5)
+  np.testing.assert_allclose(paired_loss(off[skin], target), 0.5 * (1 + 1 - share), rtol=1e-5)
+
+
+@pytest.mark.parametrize('system', SYSTEMS)
 def test_bfloat16_and_pieces_keep_parameters_in_float32(makeup_dir, system):
   config = _config(system, makeup_dir)
   config.model.dtype, config.accumulate_steps = 'bfloat16', 2
@@ -139,7 +169,9 @@ def test_bfloat16_and_pieces_keep_parameters_in_float32(makeup_dir, system):
     ('ipmnet', 'code'),
     ('ipmnet', 'paper'),
     ('ipmnet', 'code,demo'),
+    ('ipmnet', 'code,paired'),
     ('beautygan', 'psgan'),
+    ('beautygan', 'code,paired'),
     ('beautygan', 'code,demo'),
   ],
 )

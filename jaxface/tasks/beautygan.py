@@ -21,7 +21,7 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, vgg_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import LossFn, update_network
-from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, make_framing
+from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, make_framing, paired_loss
 from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, together
 
 
@@ -146,6 +146,8 @@ class BeautyGanTask(MakeupTask):
     if self.perceptual is not None:
       terms['perceptual'] = self.perceptual(frozen, made_up, a) + self.perceptual(frozen, cleaned, b)
     terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
+    if self.paired:
+      terms['paired'] = self.paired * paired_loss(made_up, target)
     return sum(terms.values()), {'a': spectral_a, 'b': spectral_b}, terms
 
   def _histograms(self, made_up: jax.Array, cleaned: jax.Array, target: Faces, reference: Faces) -> Metrics:
@@ -191,6 +193,7 @@ def make_beautygan(config: ConfigDict, axis_name: str | None = None, *, training
   return BeautyGanTask(
     framing=make_framing(config.augment, model.image_size),
     image_size=model.image_size,
+    paired=config.loss.paired if training else 0.0,
     frozen=frozen,
     generator=BeautyGenerator(dim=model.dim, num_blocks=model.num_blocks, dtype=dtype),
     discriminator=PatchDiscriminator(dim=model.discriminator_dim, num_layers=model.discriminator_layers, dtype=dtype),

@@ -22,7 +22,7 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, face_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import update_network
-from jaxface.tasks.makeup import Faces, MakeupTask, make_framing
+from jaxface.tasks.makeup import Faces, MakeupTask, make_framing, paired_loss
 from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, row_keys, together
 from jaxface.texture import RECIPES, TextureRecipe, content_input, keep_mask, texture
 
@@ -195,6 +195,9 @@ class IpmNetTask(MakeupTask):
     if self.perceptual is not None:
       terms['perceptual'] = 2 * self.perceptual(frozen, crossed, images)
     terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
+    if self.paired:
+      worn = apply('decode', apart(content, 2)[1], apart(own, 2)[0], apart(inputs, 2)[1])
+      terms['paired'] = self.paired * paired_loss(worn, b)
     return sum(terms.values()), terms
 
   def code(self, state: TrainState, reference: Faces) -> jax.Array:
@@ -237,6 +240,7 @@ def make_ipmnet(config: ConfigDict, axis_name: str | None = None, *, training: b
   return IpmNetTask(
     framing=framing,
     image_size=model.image_size,
+    paired=config.loss.paired if training else 0.0,
     frozen=frozen,
     generator=IPMNet(
       dim=model.dim,

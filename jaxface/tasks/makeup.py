@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxface.augment import Framing, to_float, to_unit
+from jaxface.augment import Framing, to_float, to_signed, to_unit
 from jaxface.errors import UserError
 from jaxface.histogram_matching import regions
 from jaxface.metrics import pixel
@@ -33,12 +33,14 @@ _SSIM_WINDOW = 11
 class Faces(NamedTuple):
   """Pictures as the networks see them: `image` [B, H, W, 3] in [-1, 1], `label` [B, H, W] in the project's order.
 
-  `texture` [B, H, W, 1] in [0, 1] only where the system uses one.
+  `texture` [B, H, W, 1] in [0, 1] only where the system uses one; `truth` [B, H, W, 3] in [-1, 1], targets in their
+  references' makeup, only where that is known.
   """
 
   image: jax.Array
   label: jax.Array
   texture: jax.Array | None = None
+  truth: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +50,28 @@ class MakeupTask(abc.ABC):
   Attributes:
     framing: which square of a picture the networks see.
     image_size: side S of the pictures that the square is cut from.
+    paired: factor of `paired_loss` in training, which then sees targets with their own references; 0 leaves it out.
     frozen: variables of the networks that the losses compare by; see `Task`.
   """
 
   framing: Framing
   image_size: int
+  paired: float = dataclasses.field(default=0.0, kw_only=True)
   frozen: PyTree = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
-  batch_fields = ('image', 'label', 'reference_image', 'reference_label')
-  optional_fields = ('makeup_image',)
   columns = ('target', 'reference', 'transfer', 'half', 'reconstruction', 'true')
   given = ('target', 'reference')
   comparison = ('transfer',)
+
+  @property
+  def batch_fields(self) -> tuple[str, ...]:
+    """See `Task`."""
+    return ('image', 'label', 'reference_image', 'reference_label', *(('makeup_image',) if self.paired else ()))
+
+  @property
+  def optional_fields(self) -> tuple[str, ...]:
+    """See `Task`."""
+    return () if self.paired else ('makeup_image',)
 
   @abc.abstractmethod
   def code(self, state: TrainState, reference: Faces) -> jax.Array:
@@ -77,23 +89,35 @@ class MakeupTask(abc.ABC):
     del image, label, made_up
     return {}
 
-  def faces(self, image: jax.Array, label: jax.Array, *, made_up: bool, keys: jax.Array | None = None) -> Faces:
+  def faces(
+    self,
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    made_up: bool,
+    keys: jax.Array | None = None,
+    truth: jax.Array | None = None,
+  ) -> Faces:
     """Pictures uint8 or [0, 1] [B, S, S, 3] and label maps [B, S, S] -> what the networks see; with `keys`, drawn."""
     image = to_float(image)
     fields = {'image': 2 * image - 1, 'label': label, **self.planes(image, label, made_up=made_up)}
+    if truth is not None:
+      fields['truth'] = to_signed(truth)
     return Faces(**(self.framing.centred(fields) if keys is None else self.framing.drawn(fields, keys)))
 
   def sides(self, batch: Batch, key: jax.Array) -> tuple[Faces, Faces]:
     """A training batch's references (A, with makeup) and targets (B, without), framed at random row by row.
 
-    They have nothing to do with each other: each comes in an order of its own.
+    They have nothing to do with each other: each comes in an order of its own. Not so where the true result counts.
     """
     a_key, b_key = jax.random.split(key)
     a = (batch['reference_image'], batch['reference_label'])
     b = (batch['image'], batch['label'])
     return (
       self.faces(*a, made_up=True, keys=row_keys(a_key, batch)),
-      self.faces(*b, made_up=False, keys=row_keys(b_key, batch)),
+      self.faces(
+        *b, made_up=False, keys=row_keys(b_key, batch), truth=batch['makeup_image'] if self.paired else None
+      ),
     )
 
   @property
@@ -175,13 +199,11 @@ class MakeupTask(abc.ABC):
     return columns if seen.truth is None else {**columns, 'true': seen.truth}
 
   def _transfer(self, state: TrainState, batch: Batch) -> '_Seen':
-    target = self.faces(batch['image'], batch['label'], made_up=False)
+    target = self.faces(batch['image'], batch['label'], made_up=False, truth=batch.get('makeup_image'))
     reference = self.faces(batch['reference_image'], batch['reference_label'], made_up=True)
     code = self.code(state, reference)
     own = self.wear(state, target, code, jnp.zeros(len(code)))
-    truth = None
-    if 'makeup_image' in batch:
-      truth = self.framing.centred({'image': to_float(batch['makeup_image'])})['image']
+    truth = None if target.truth is None else to_unit(target.truth)
     return _Seen(target, reference, to_unit(self.wear(state, target, code)), to_unit(own), truth)
 
 
@@ -199,6 +221,18 @@ def _areas(label: jax.Array) -> dict[str, jax.Array]:
   """Masks float32 [B, H, W] of where makeup is put."""
   found = regions(label, margin=max(1, round(EYE_MARGIN * label.shape[1])), neck=False)
   return {'lips': found['lip'], 'eyes': jnp.maximum(found['left_eye'], found['right_eye']), 'skin': found['skin']}
+
+
+def paired_loss(made: jax.Array, target: Faces) -> jax.Array:
+  """l1 to the true result over the picture, and again over lips, around the eyes and over skin; scalar.
+
+  Each region counts alike, however few its pixels are. `made` [B, H, W, 3] in [-1, 1]. Not in any paper: only rendered
+  faces have a true result.
+  """
+  loss = pixel.l1(target.truth, made)
+  for mask in _areas(target.label).values():
+    loss += _region('area', target.truth, made, mask, measures=('l1',))['area/l1']
+  return loss.mean()
 
 
 def _window(image: jax.Array) -> int:
