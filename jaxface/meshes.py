@@ -2,7 +2,8 @@
 
 import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,9 +67,29 @@ def whole(kernel: jax.Array) -> jax.Array:
 
 def rows_per_device(rows: int) -> int:
   """How many of a batch's rows a device works on, inside a step of an engine; else all of them."""
+  return -(-rows // _parts())
+
+
+def on_own_rows(
+  function: Callable[..., Any], rows: Sequence[jax.Array], shared: Sequence[jax.Array], *, check_vma: bool = True
+) -> Any:
+  """`function(*rows, *shared)`, inside a step of an engine by every device on its own part of `rows`.
+
+  For what XLA would otherwise gather all rows for. `function` works row by row; what it returns has rows, too. Rows
+  that do not divide over the devices are left to XLA. `check_vma` is `shard_map`'s.
+  """
+  parts = _parts()
+  if parts == 1 or any(len(array) % parts for array in rows):
+    return function(*rows, *shared)
+  cut, uncut = PartitionSpec(BATCH_AXES), PartitionSpec()
+  specs = (*(cut for _ in rows), *(uncut for _ in shared))
+  return jax.shard_map(function, in_specs=specs, out_specs=cut, check_vma=check_vma)(*rows, *shared)
+
+
+def _parts() -> int:
+  """Into how many parts a batch's rows are cut where this is traced."""
   mesh = jax.sharding.get_abstract_mesh()
-  parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.auto_axes)
-  return -(-rows // parts)
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.auto_axes)
 
 
 def _arranged(devices: Sequence[jax.Device], slices: int, fsdp: int) -> np.ndarray:

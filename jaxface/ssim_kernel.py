@@ -8,8 +8,7 @@ planes, and the slope.
 # K planes | H,W pixels | H',W' window positions
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import dm_pix
 import jax
@@ -18,9 +17,9 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec as P
 
 from jaxface.filters import band
+from jaxface.meshes import on_own_rows
 
 # A number a plane is written as the least that a TPU writes: a row of 128.
 _LANES = 128
@@ -43,7 +42,7 @@ class Similarity(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def mean_ssim(similarity: Similarity, a_KHW: jax.Array, b_KHW: jax.Array) -> jax.Array:
   """Mean SSIM over all window positions of every pair of planes: float32 [K, H, W] in [0, 1] -> [K]."""
-  return _mean(similarity, *_matrices(similarity, a_KHW), a_KHW, b_KHW)
+  return _measured(similarity, a_KHW, b_KHW, with_slope=False)[0]
 
 
 def _forward(similarity, a, b):
@@ -51,8 +50,7 @@ def _forward(similarity, a, b):
   # SSIM is symmetric: the slope of the first is that of the second with their places exchanged.
   for one, other in ((b, a), (a, b)):
     if one.perturbed:
-      matrices = _matrices(similarity, one.value)
-      value, slope = _mean_and_slope(similarity, *matrices, one.value, other.value)
+      value, slope = _measured(similarity, one.value, other.value, with_slope=True)
     slopes.append(slope if one.perturbed else None)
   return value, (slopes[::-1], a.value.shape)
 
@@ -108,7 +106,7 @@ def _matrices(similarity: Similarity, planes: jax.Array) -> tuple[jax.Array, jax
 
 
 def _run(
-  similarity: Similarity, rows: jax.Array, columns: jax.Array, a: jax.Array, b: jax.Array, *, with_slope: bool
+  similarity: Similarity, a: jax.Array, b: jax.Array, rows: jax.Array, columns: jax.Array, *, with_slope: bool
 ) -> tuple[jax.Array, ...]:
   count, height, width = a.shape
   matrices = (rows, columns, rows.T, columns.T)
@@ -135,23 +133,8 @@ def _run(
   return (value[:, 0, 0], *slope)
 
 
-def _spread(function: Callable[..., Any]) -> Callable[..., Any]:
-  """`function` of planes that may be spread over a mesh's devices, each of which works on its own: XLA cuts no kernels.
-
-  The mesh is the one in whose context it is traced.
-  """
-
-  def call(similarity: Similarity, *given: jax.Array) -> Any:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-      return function(similarity, *given)
-    planes = P(mesh.axis_names)
-    local = functools.partial(function, similarity)
-    # What a kernel writes is not known to differ between devices.
-    return jax.shard_map(local, in_specs=(P(), P(), planes, planes), out_specs=planes, check_vma=False)(*given)
-
-  return call
-
-
-_mean = _spread(lambda *given: _run(*given, with_slope=False)[0])
-_mean_and_slope = _spread(functools.partial(_run, with_slope=True))
+def _measured(similarity: Similarity, a: jax.Array, b: jax.Array, *, with_slope: bool) -> tuple[jax.Array, ...]:
+  """Every plane's mean SSIM and, with `with_slope`, its slope with respect to a. XLA cuts no kernels: devices do."""
+  run = functools.partial(_run, similarity, with_slope=with_slope)
+  # What a kernel writes is not known to differ between devices.
+  return on_own_rows(run, (a, b), _matrices(similarity, a), check_vma=False)

@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from jaxface import resize
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
-from jaxface.meshes import BATCH_AXES, whole
+from jaxface.meshes import on_own_rows, whole
 from jaxface.models.unet_layers import Conv, GroupNorm, torch_init
 
 
@@ -44,12 +43,8 @@ def _by_convolution(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -
       x, kernel, (stride, stride), padding, dimension_numbers=layout, feature_group_count=groups
     )
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if not set(BATCH_AXES) <= set(mesh.auto_axes) or x.shape[0] % mesh.size:
-    return convolve(x, kernel)
   # Left to itself XLA gathers a batch that is spread over devices.
-  rows = PartitionSpec(BATCH_AXES)
-  return jax.shard_map(convolve, in_specs=(rows, PartitionSpec()), out_specs=rows)(x, kernel)
+  return on_own_rows(convolve, (x,), (kernel,))
 
 
 @functools.partial(jax.checkpoint, static_argnums=(2, 3))
