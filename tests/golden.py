@@ -8,10 +8,18 @@ import json
 import math
 import pathlib
 import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+
+
+class Initialised(NamedTuple):
+  """What a conversion asks of a module, for part of one."""
+
+  init: Callable[..., Any]
 
 
 def parameter(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from jaxface.parallel import (
   shardings_for,
 )
 from jaxface.state import for_evaluation
-from tests.smoke import CUT_ALL, first_state, smoke_config, start_from, tiny_vae
+from tests.smoke import CUT_ALL, TINY, first_state, smoke_config, start_from, tiny_vae
 
 BATCH = 8
 
@@ -32,8 +32,8 @@ BATCH = 8
 def _batch(step: int, rows: int = BATCH) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(step)
   return {
-    'image': rng.integers(0, 256, (rows, 4, 4, 3), np.uint8),
-    'mask': rng.integers(0, 256, (rows, 4, 4, 1), np.uint8),
+    'image': rng.integers(0, 256, (rows, TINY, TINY, 3), np.uint8),
+    'mask': rng.integers(0, 256, (rows, TINY, TINY, 1), np.uint8),
     'row': np.arange(rows, dtype=np.int32),
   }
 

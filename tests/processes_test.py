@@ -19,19 +19,35 @@ from jaxface.evaluate import evaluate_runs
 from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
 from jaxface.train import train
-from tests.smoke import EXPERIMENT, saved_state, short_config
+from tests.smoke import EXPERIMENT, REPOSITORY, TINY, saved_state, short_config
 
 pytestmark = pytest.mark.usefixtures('one_device_engines')
 
 
 @pytest.fixture
 def config(data_dir):
-  return short_config(data_dir)
+  config = short_config(data_dir)
+  config.model.image_size = TINY
+  return config
+
+
+# The command line, on the tiny network.
+_TINY_MAIN = """
+import sys
+from jaxface import runs
+from tests import smoke
+runs.make_task = smoke.make_tiny_or_task
+from jaxface.cli import main
+"""
+
+_TRAIN = f"""{_TINY_MAIN}
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def _command(workdir: Path, config, *extra: str) -> list[str]:
   return [
-    sys.executable, '-m', 'jaxface.cli', 'train', '--workdir', str(workdir),
+    'train', '--workdir', str(workdir), f'--config.model.image_size={TINY}',
     '--config', f'{EXPERIMENT}:mask_l2,smoke', '--data-dir', config.data.data_dir,
     '--config.data.workers=0', '--config.checkpoint_steps=2', '--config.keep_last=400', '--config.eval_steps=0',
     '--config.render_steps=0', '--config.log_steps=1', *extra,
@@ -56,7 +72,8 @@ def _flags(devices: int) -> str:
 def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
   killed, whole = tmp_path / 'killed', tmp_path / 'whole'
   process = subprocess.Popen(
-    _command(killed, config, '--config.total_steps=400'),
+    [sys.executable, '-c', _TRAIN, *_command(killed, config, '--config.total_steps=400')],
+    cwd=REPOSITORY,
     env=os.environ | {'XLA_FLAGS': _flags(devices=1)},
     stdout=subprocess.DEVNULL,
   )
@@ -71,10 +88,8 @@ def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
 
 
 # Trains as told, then evaluates what it has left, in the same processes: they take long to start.
-_TRAIN_AND_EVALUATE = """
-import sys
+_TRAIN_AND_EVALUATE = f"""{_TINY_MAIN}
 from pathlib import Path
-from jaxface.cli import main
 from jaxface.evaluate import evaluate_runs
 workdir, data_dir = map(Path, sys.argv[1:3])
 status = main(sys.argv[3:])
@@ -114,6 +129,7 @@ def _two_processes(program: str, *arguments: str) -> list[subprocess.Popen]:
   return [
     subprocess.Popen(
       [sys.executable, '-c', program, *arguments],
+      cwd=REPOSITORY,
       env=environment | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -131,7 +147,7 @@ def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_
   two = tmp_path / 'two'
   command = _command(
     two, config, *overrides, '--config.total_steps=400', '--coordinator', 'auto', '--stopped-status', '75'
-  )[3:]
+  )
   processes = _two_processes(_TRAIN_AND_EVALUATE, str(two), config.data.data_dir, *command)
   _wait_for_step(two, 3, processes[0])
   processes[1].send_signal(signal.SIGTERM)

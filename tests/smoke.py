@@ -49,26 +49,30 @@ def short_config(data_dir: Path) -> ConfigDict:
   return config
 
 
+# The VAE's smallest pictures: they are halved once, and a window of SSIM fits.
+TINY = 3
+
+
 class TinyVae(FaceMaskVAE):
-  """The network for pictures of 4 pixels, which are halved twice: a third of the time to trace and compile."""
+  """The network for pictures of so few pixels that they are halved once or twice: a fraction of the time to compile."""
 
   def __post_init__(self) -> None:
     nn.Module.__post_init__(self)  # The network itself insists on 16 pixels.
 
 
 def tiny_vae(config: ConfigDict, axis_name: str | None = None) -> VaeTask:
-  """The task of a VAE's `config`, with the tiny network and a window for SSIM that fits its pictures."""
+  """The task of a VAE's `config`, with the tiny network and a window for SSIM as large as its pictures."""
   config = config.copy_and_resolve_references()
   config.model.image_size = 16
   task = make_task(config, axis_name)
   model = TinyVae(
-    image_size=4,
-    encoder_widths=((4, 4), (8,)),
-    decoder_widths=(8, 4),
-    mask_widths=task.model.mask_widths and (4, 4),
+    image_size=TINY,
+    encoder_widths=((4, 8),),
+    decoder_widths=(8,),
+    mask_widths=task.model.mask_widths and (4,),
     **{name: getattr(task.model, name) for name in ('latent_dim', 'sampling', 'dtype', 'axis_name', 'remat')},
   )
-  return dataclasses.replace(task, model=model, loss=dataclasses.replace(task.loss, filter_size=3))
+  return dataclasses.replace(task, model=model, loss=dataclasses.replace(task.loss, filter_size=TINY))
 
 
 def run_steps(engine: Engine, batches: list[dict[str, np.ndarray]]) -> tuple[TrainState, list[dict[str, np.ndarray]]]:
@@ -88,8 +92,9 @@ _NO_PROGRAM = (
 _engines: dict[str, Engine] = {}
 
 
-def _make_task(config: ConfigDict, axis_name: str | None, *, training: bool) -> Task:
-  if config.task == 'vae' and config.model.image_size == 4:
+def make_tiny_or_task(config: ConfigDict, axis_name: str | None = None, *, training: bool = True) -> Task:
+  """`make_task`, but the VAE's for pictures of `TINY` pixels, which it has not, is the tiny one."""
+  if config.task == 'vae' and config.model.image_size == TINY:
     return tiny_vae(config, axis_name)
   return make_task(config, axis_name, training=training)
 
@@ -97,7 +102,7 @@ def _make_task(config: ConfigDict, axis_name: str | None, *, training: bool) -> 
 def shared_engine(config: ConfigDict, *, training: bool = True, devices: int | None = None) -> Engine:
   """The engine for a configuration, made once in a process: most of a short run is tracing and compiling.
 
-  With `devices` it runs on so many of them. A VAE for pictures of 4 pixels is the tiny one.
+  With `devices` it runs on so many of them. See `make_tiny_or_task`.
   """
   programs = {name: value for name, value in json.loads(config.to_json()).items() if name not in _NO_PROGRAM}
   if config.optimizer.decay not in ('constant', 'halve'):
@@ -106,7 +111,7 @@ def shared_engine(config: ConfigDict, *, training: bool = True, devices: int | N
   programs['training'] = training and config.loss.get('perceptual', 'none') != 'none'
   key = json.dumps([programs, devices], sort_keys=True)
   if key not in _engines:
-    make = functools.partial(_make_task, config, training=training)
+    make = functools.partial(make_tiny_or_task, config, training=training)
     if devices is None:
       _engines[key] = make_engine(make, mode=config.parallel.mode, fsdp=config.parallel.fsdp, seed=config.seed)
     else:

@@ -17,7 +17,7 @@ from jaxface.evaluate import evaluate_runs
 from jaxface.runlog import read_metrics
 from jaxface.runs import load_run
 from jaxface.train import NonFiniteError, train
-from tests.smoke import saved_state, shared_engine, short_config
+from tests.smoke import TINY, saved_state, shared_engine, short_config
 
 pytestmark = pytest.mark.usefixtures('shared_engines')
 
@@ -29,7 +29,7 @@ def _assert_same_bits(a, b):
 
 def _config(data_dir):
   config = short_config(data_dir)
-  config.model.image_size = 4
+  config.model.image_size = TINY
   return config
 
 

@@ -1,5 +1,6 @@
 """From the tensors of a public checkpoint to the variables of a network, and back: what all systems share."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,7 +94,16 @@ def shapes(
   """Path -> shape of every variable of a module that takes `inputs`, or so many pictures [1, side, side, 3]."""
   if inputs is None:
     inputs = (jax.ShapeDtypeStruct((1, side, side, 3), np.float32),) * pictures
-  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  leaves, structure = jax.tree.flatten(inputs)
+  return dict(_traced(module, structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)))
+
+
+@functools.lru_cache(maxsize=32)
+def _traced(
+  module: nn.Module, structure: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> dict[Path, tuple[int, ...]]:
+  # To trace a large network takes seconds, and a file may hold one twice: trained and averaged.
+  variables = jax.eval_shape(module.init, jax.random.key(0), *structure.unflatten(leaves))
   return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
 
 

@@ -1,7 +1,6 @@
 """SCA-DM's denoiser against stored numbers of the public code, and what is worked out once against what is not."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxface.models.attention import MaskedAttention
 from jaxface.models.scadm import Conditioning, Residual, SCAUNet, Stage, Transformer, denoise_with_scores
 from jaxface.models.unet_layers import Conv, twice
 from jaxface.state import count
-from tests.golden import load
+from tests.golden import Initialised, load
 
 SMALL = SCAUNet(
   model_channels=32, multipliers=(1,), num_blocks=1, attention_factors=(), context_dim=6, num_classes=5, spade_hidden=8
@@ -47,7 +46,7 @@ def _part(run, module, where, state, public, *inputs):
   `where` is the part's path in the network, `public` the public name of that place and the golden's name for it.
   """
   theirs, golden = public
-  like = types.SimpleNamespace(init=nn.init(run, module))
+  like = Initialised(nn.init(run, module))
   paths = {}
   for path in tensors.shapes(like, inputs=inputs):
     name = scadm_unet.public_name((*where, *path[1:]), num_blocks=1, with_transformer=False)

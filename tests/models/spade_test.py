@@ -1,7 +1,6 @@
 """SPADE against stored numbers of the public code, and its promises."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from flax import linen as nn
 
 from jaxface.convert import tensors
 from jaxface.models.spade import Spade
-from tests.golden import load
+from tests.golden import Initialised, load
 
 LAYERS = {'shared': 'mlp_shared.0', 'gamma': 'mlp_gamma', 'beta': 'mlp_beta'}
 
@@ -26,7 +25,7 @@ def test_it_matches_the_golden():
   module = Spade(96)
   x, mask = arrays['x'].transpose(0, 2, 3, 1), np.eye(19, dtype=np.float32)[arrays['labels']]
   paths = tensors.layer_paths((f'in_norm.{theirs}', (ours,)) for ours, theirs in LAYERS.items())
-  like = types.SimpleNamespace(init=nn.init(_normalise, module))
+  like = Initialised(nn.init(_normalise, module))
   variables = tensors.variables_from('spade', norm, like, paths, inputs=(x, mask))
   y, modulation = jax.jit(nn.apply(_normalise, module))(variables, x, mask)
   tolerance = about['tolerance']

@@ -18,7 +18,7 @@ from jaxface.state import count, first_state, for_evaluation
 from jaxface.tasks import make_task
 from jaxface.tasks.vae import RECONSTRUCTION_LOSSES, VaeLoss, VaeTask
 from tests.golden import load
-from tests.smoke import EXPERIMENT, smoke_config, tiny_vae
+from tests.smoke import EXPERIMENT, TINY, smoke_config, tiny_vae
 
 VARIANTS = [f'{mask}_{loss}' for mask in ('mask', 'nomask') for loss in RECONSTRUCTION_LOSSES]
 
@@ -115,11 +115,11 @@ def _fresh(masks: bool):
 
 @pytest.fixture(scope='module')
 def one_batch(data_dir):
-  """Pictures of 4 pixels."""
+  """As small as the tiny network's."""
   from jaxface.input_pipeline import load_whole, open_dataset
 
   whole = load_whole(
-    open_dataset('synthetic_faces/faces_16', 'train', ('image', 'mask'), image_size=4, data_dir=data_dir)
+    open_dataset('synthetic_faces/faces_16', 'train', ('image', 'mask'), image_size=TINY, data_dir=data_dir)
   )
   return {name: values[:4] for name, values in whole.items()} | {'row': np.arange(4, dtype=np.int32)}
 
