@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from . import tiles
+from .canvas import planes
 from .scene import Dice
 
 # Drawn at one resolution for all sizes, twice what is kept: backgrounds are out of focus.
@@ -202,4 +203,4 @@ def draw_backdrop(dice: Dice) -> list[np.ndarray]:
   exposure = math.sqrt(dice.range(0.55, 1.1))
   offset, depth = int(dice.range(0, tiles.SIDE - half)), 0.5 * dice.range(0, 0.16)
   cloud = tiles.clouds()[offset : offset + half, offset : offset + half] * (depth * exposure) + exposure
-  return [plane * cloud for plane in cv2.split(image)]
+  return [plane * cloud for plane in planes(image)]

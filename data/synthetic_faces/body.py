@@ -1,6 +1,7 @@
 """Neck, shoulders, clothes and necklace."""
 
 import functools
+import itertools
 
 import cv2
 import numpy as np
@@ -86,6 +87,7 @@ class Body:
   def _center(self, y: np.ndarray) -> np.ndarray:
     return self._top_x * clip((2.5 - y) / 1.5, 0, 1)
 
+  @functools.cached_property
   def _slope(self) -> list[tuple[float, float]]:
     """Right edge from the jaw over the trapezius to the shoulder."""
     n, s = self.neck, self.shoulder
@@ -103,7 +105,7 @@ class Body:
   @functools.cached_property
   def outline(self) -> np.ndarray:
     """Skin of neck and shoulders, picture units."""
-    right = self._slope()
+    right = self._slope
     return self.place(curve([*((-x, y) for x, y in right[::-1]), *right], 4))
 
   def raise_relief(self, relief: Relief) -> None:
@@ -111,13 +113,13 @@ class Body:
     pose, (px, py) = self._pose, half_grid()
     y = (py[:, :1] - pose.y) * (1 / pose.scale) - self._drop
     x = (px - pose.x) * (1 / pose.scale) - self._center(y)
-    right = coordinates(self._slope())
+    right = coordinates(self._slope)
     width = np.interp(y, right[:, 1], right[:, 0]).astype(np.float32)
     bulge = 0.62 * self.neck + 0.16 * clip(width - self.neck, 0, 2)
     round_ = x * (1 / width)
     round_ = np.sqrt((1 - round_ * round_).clip(0.01))
     depth = round_ * bulge + (0.22 * clip(y - 1.6, 0, 2) - 0.62)
-    folds = tiles.sample(tiles.clouds, x * 0.22 + self._scene.skin.offset, np.broadcast_to(y * 0.16, x.shape))
+    folds = tiles.sample(tiles.clouds, x * 0.22 + self._scene.skin.offset, cv2.repeat(y * 0.16, 1, y.size))
     folds *= 0.05 * clip((y - 2.2) * 2, 0, 1)
     at = np.abs(x) * _BONES_STEP
     folds += cv2.remap(_bones(), at, cv2.repeat(y * _BONES_STEP, 1, y.size), cv2.INTER_LINEAR)
@@ -153,9 +155,9 @@ class Body:
     edge = [(x * n, y) for x, y in _NECKLINES[wear.neckline]]
     end = (self.shoulder + 0.5, 4.2)
     if wear.neckline == 'turtle':
-      right = [edge[0], *((x + 0.05, y) for x, y in self._slope() if y > 1.66), end]
+      right = [edge[0], *((x + 0.05, y) for x, y in self._slope if y > 1.66), end]
     else:
-      right = [edge[0], *((x, y - 0.03) for x, y in self._slope() if x > edge[0][0] * 1.04 and y > edge[0][1]), end]
+      right = [edge[0], *((x, y - 0.03) for x, y in self._slope if x > edge[0][0] * 1.04 and y > edge[0][1]), end]
     return curve([*((-x, y) for x, y in edge), *edge[-2::-1]], 4), curve(right, 4)
 
   def _trim(self, ink: Ink, neckline: np.ndarray) -> None:
@@ -180,7 +182,8 @@ class Body:
     points = ink.points(
       self.place(np.concatenate([front, _TIE, flap, flap * _MIRROR, lapel, lapel * _MIRROR])).astype(np.float32)
     )
-    front, tie, flap, flap_right, lapel, lapel_right = np.split(points, (7, 13, 18, 23, 29))
+    ends = itertools.pairwise((0, 7, 13, 18, 23, 29, 35))
+    front, tie, flap, flap_right, lapel, lapel_right = (points[start:end] for start, end in ends)
     if suit:
       ink.fill([front], shirt, labels=[_CLOTH])
       ink.fill([tie], wear.cloth_second * 0.8, labels=[_CLOTH])

@@ -37,12 +37,12 @@ def covers_ears(scene: Scene) -> bool:
 
 
 class _Flow(NamedTuple):
-  """What is smooth in hair, on the half grid: its dome and the waves on it, where its strands lie on their tile, and
-  the ring of light on them."""
+  """What is smooth in hair, on the half grid: its dome and the waves on it, where its strands lie on their tile (x and
+  y), and the ring of light on them."""
 
   dome: np.ndarray
   bump: np.ndarray
-  places: np.ndarray
+  places: tuple[np.ndarray, np.ndarray]
   gleam: np.ndarray
 
 
@@ -213,7 +213,7 @@ class Hair:
       coarse = {'short': 0.55, 'fringe': 0.6}.get(hair.style, 0.75)
       x, y = run * coarse + hair.offset, v * 0.16 + hair.offset
     bump = 0.02 * tiles.sample(tiles.clouds, u * 0.35 + hair.offset, v * 0.12)
-    return _Flow(dome, bump, tiles.places(x, y), gleam)
+    return _Flow(dome, bump, (tiles.places(x), tiles.places(y)), gleam)
 
   def paint_behind(self, canvas: Canvas, outline: np.ndarray) -> None:
     """Hair inside `outline` that lies behind neck or head, in their shade."""
@@ -232,9 +232,9 @@ class Hair:
     hair, flow, size = self._scene.hair, self._flow, (canvas.size, canvas.size)
     patch = canvas.cover(outline, self._strays() if outline is self.outline else None)
     box = patch.rows, patch.columns
-    places = cv2.resize(flow.places, size)[box]
+    places = [cv2.resize(along, size)[box] for along in flow.places]
     curly = hair.style in ('afro', 'curly')
-    texture = tiles.at(tiles.curls if curly else tiles.strands, places)
+    texture = tiles.at(tiles.curls if curly else tiles.strands, *places)
     if hair.style == 'buzz':
       stubble = clip(0.36 - 0.10 * texture, 0, 1)
       picture = tinted(1 + 0.07 * texture, stubble, hair.color, self._scene.skin.color)
@@ -279,4 +279,4 @@ class Hair:
     side = run[:, ::-1] * _QUARTER_TURN
     bend = start + 0.5 * run * jitter[:, 1:2] + 0.18 * side * (jitter[:, 2:3] - 0.1)
     tip = start + 1.1 * run * jitter[:, 1:2] + 0.30 * side * (jitter[:, 3:4] - 0.25)
-    return np.stack([start, bend, tip], 1)
+    return np.concatenate([start, bend, tip], 1).reshape(-1, 3, 2)

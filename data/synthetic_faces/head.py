@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from .canvas import clip, coordinates
+from .canvas import clip, coordinates, planes, shifted
 from .scene import Features, Pose, Shape
 
 # A pattern on the face: amplitude, x, sigma x, y, sigma y of each of its Gaussians.
@@ -31,6 +31,7 @@ _CROWN_Y = -1.56
 _OUTLINE_HEIGHTS = np.sin(np.linspace(-1, 1, 30, dtype=np.float32) * np.float32(np.pi / 2)) * np.float32(0.9995)
 # Left side down, right side up.
 _BEHIND = np.repeat(np.array([-np.pi, np.pi], np.float32), 30)
+_FAINTEST = np.float32(-80)
 # The relief is searched at no more than so many levels; between two of them the crossing is interpolated.
 _LEVELS = 6
 
@@ -53,16 +54,18 @@ def gaussians(patterns: Sequence[Terms], x: np.ndarray, y: np.ndarray) -> list[n
   """Sums of Gaussians over a grid whose x is symmetric -> [len(y), len(x)] each; a term with x != 0 is at -x too."""
   amplitude, cx, sx, cy, sy = coordinates(list(itertools.chain(*patterns))).T[..., None]
   across, down = (x - cx) / sx, (y - cy) / sy
-  across, down = cv2.exp(-0.5 * across * across), cv2.exp(-0.5 * down * down)
+  # What is next to nothing would be computed slowly, as a denormal number.
+  across, down = (cv2.exp(np.maximum(-0.5 * far * far, _FAINTEST)) for far in (across, down))
   across += (cx != 0) * across[:, ::-1]
   down *= amplitude
   ends = list(itertools.accumulate(map(len, patterns)))
   return [down[first:end].T @ across[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
-def _at_surface(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _at_surface(textures: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
   column, row = (x - _RELIEF_X[0]) * _PER_RELIEF_X, (y - _RELIEF_Y[0]) * _PER_RELIEF_Y
-  return cv2.remap(texture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+  # One by one: OpenCV is slow at pixels of two or three numbers.
+  return [cv2.remap(texture, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for texture in textures]
 
 
 def _turn(sin_yaw: float, cos_yaw: float, sin_pitch: float, cos_pitch: float) -> np.ndarray:
@@ -116,7 +119,7 @@ class Solid:
 
   def raised(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The relief at (x, y), both [rows, columns]."""
-    return _at_surface(self.relief, x, y)
+    return _at_surface([self.relief], x, y)[0]
 
   def front(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """z of the front of the face at (x, y), all [N]."""
@@ -207,7 +210,7 @@ class Head:
     along = np.sqrt((1.35 - u * u - 0.45 * v * v).clip(0.05))
     y = (v + along * sin_pitch) * (1 / cos_pitch)
     at = (y - _TABLE_Y[0]) * _PER_TABLE_STEP
-    width, depth, center = cv2.split(
+    width, depth, center = planes(
       cv2.remap(self._solid.table, at, zero, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     )
     a, b = width * cos_yaw, depth * sin_yaw
@@ -231,13 +234,12 @@ class Head:
     bare = cv2.remap(
       bare, columns - lift * shift[0], rows - lift * shift[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    self.x, self.y, depth, _ = cv2.split(bare)
+    self.x, self.y, depth, _ = planes(bare)
     self.depth = depth + lift * np.float32(cos_yaw * cos_pitch)
 
   def over_face(self, *patterns: Terms) -> Sequence[np.ndarray]:
     """Patterns of Gaussians in face coordinates, seen on the head's box of the grid -> each float32 [rows, columns]."""
-    flat = cv2.merge(gaussians(patterns, _RELIEF_X, _RELIEF_Y))
-    return cv2.split(_at_surface(flat, self.x, self.y))
+    return _at_surface(gaussians(patterns, _RELIEF_X, _RELIEF_Y), self.x, self.y)
 
   @staticmethod
   def _march(relief: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
@@ -246,18 +248,16 @@ class Head:
     # Levels less than half a cell apart would tell nothing new.
     steps = min(1 + int(2 * (highest - lowest) * math.hypot(*shift)), _LEVELS - 1)
     step = (highest - lowest) / steps
-    levels = np.arange(steps + 1, dtype=np.float32)[:, None, None] * step + lowest
-    above = np.empty((steps + 1, *relief.shape), np.float32)
-    move = np.eye(2, 3, dtype=np.float32)
-    for plane, level in zip(above, levels.ravel().tolist(), strict=True):
-      move[0, 2], move[1, 2] = level * shift[0], level * shift[1]
-      cv2.warpAffine(relief, move, relief.shape[::-1], plane, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    levels = [lowest + step * level for level in range(steps + 1)]
+    above = shifted(relief, [(level * shift[0], level * shift[1]) for level in levels])
+    levels = np.array(levels, np.float32)[:, None, None]
     above -= levels
     # Between a level below the surface and the next, which is above it, lies a crossing; the highest one is seen.
     below, above = above[:-1], above[1:]
     crossing = below / (below - above + np.float32(1e-6))
     crossing = crossing.clip(0, 1) * step + levels[:-1]
-    return np.where(below >= 0, crossing, np.float32(lowest)).max(0)
+    np.copyto(crossing, np.float32(lowest), where=below < 0)
+    return crossing.max(0)
 
 
 def _relief_terms(shape: Shape, f: Features) -> Terms:

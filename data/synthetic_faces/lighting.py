@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from .canvas import clip, share
+from .canvas import clip, planes, share, shifted
 from .head import GRID, Head
 from .scene import Light
 
@@ -54,7 +54,7 @@ class Relief:
     cover = share(mask[head.rows, head.columns])
     here = self.surface[head.rows, head.columns]
     # With nothing behind, the head's slopes go on past its outline, so that no rim is lit as if it faced the camera.
-    cover[here[..., 2] < _FAR + 0.5] = 1
+    np.maximum(cover, here[..., 2] < _FAR + 0.5, out=cover)
     here[:] = cv2.blendLinear(shape, here, cover, 1 - cover)
 
 
@@ -75,13 +75,15 @@ def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[list
   `softness` float32 [3]: how far light of each colour wraps round the terminator (skin lets red through).
   """
   # Shapes meet in hard steps of the grid; real edges are rounder than that.
-  x, y, depth = cv2.split(cv2.blur(relief.surface, (2, 2)))
+  x, y, depth = planes(cv2.blur(relief.surface, (2, 2)))
   z = 1 / np.sqrt(x * x + y * y + 1)
   lx, ly, lz = light.toward.tolist()
   facing = (x * lx + y * ly + lz) * z
   depth = cv2.resize(depth, (HALF, HALF), interpolation=cv2.INTER_AREA)
-  both = cv2.merge([_shadow(depth, light.toward, 2 * relief.spacing), _occlusion(depth)])
-  shadow, occlusion = cv2.split(cv2.resize(both, (GRID, GRID), interpolation=cv2.INTER_LINEAR))
+  shadow, occlusion = (
+    cv2.resize(plane, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
+    for plane in (_shadow(depth, light.toward, 2 * relief.spacing), _occlusion(depth))
+  )
   ambient = occlusion * (0.55 + 0.45 * z)
   # Light of the sky rather than the ground falls on what looks up.
   tilted = ambient * (y * z)
@@ -105,11 +107,8 @@ def illuminate(relief: Relief, light: Light, softness: np.ndarray) -> tuple[list
 def _shadow(depth: np.ndarray, toward: np.ndarray, spacing: float) -> np.ndarray:
   """1 where the light arrives, 0 where something stands in its way; [h, w] like depth."""
   lx, ly, lz = toward.tolist()
-  others = np.empty((len(_SHADOW_STEPS), *depth.shape), np.float32)
-  move = np.eye(2, 3, dtype=np.float32)
-  for other, step in zip(others, _SHADOW_STEPS.ravel().tolist(), strict=True):
-    move[0, 2], move[1, 2] = -step * lx / spacing, -step * ly / spacing
-    cv2.warpAffine(depth, move, depth.shape[::-1], other, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+  steps = (_SHADOW_STEPS.ravel() * (-1 / spacing)).tolist()
+  others = shifted(depth, [(step * lx, step * ly) for step in steps])
   others -= depth
   # The further the thing, the softer its shadow's edge.
   others -= _SHADOW_STEPS * lz + 0.02

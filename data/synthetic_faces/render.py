@@ -118,7 +118,7 @@ class _Stage:
     body = Body(self.head, self.scene)
     body.raise_relief(relief)
     body.paint(canvas)
-    self._paint_ears([side for side in (1, -1) if side not in self.near_ears], depth=-0.1)
+    self._paint_ears([side for side in (1, -1) if side not in self.near_ears], behind=True)
 
   def paint_head(self) -> None:
     """Skin, features, hair and ears, in the order in which this hair style needs the last two."""
@@ -129,7 +129,7 @@ class _Stage:
     over_ears = covers_ears(scene)
     if not over_ears:
       self._paint_hair()
-    self._paint_ears(self.near_ears, depth=0.25)
+    self._paint_ears(self.near_ears)
     if over_ears:
       self._paint_hair()
 
@@ -146,11 +146,11 @@ class _Stage:
       self.hat.raise_relief(self.relief)
       self.hat.paint(canvas)
 
-  def _paint_ears(self, sides: list[int], depth: float) -> None:
+  def _paint_ears(self, sides: list[int], behind: bool = False) -> None:
     if sides:
-      ears = paint_ears(self.canvas, self.head, self.scene, sides)
+      ears = paint_ears(self.canvas, self.head, self.scene, sides, behind)
       self.ears |= ears
-      self.relief.add_flat(list(ears.values()), depth)
+      self.relief.add_flat(list(ears.values()), -0.1 if behind else 0.25)
 
   def _paint_hair(self) -> None:
     if self.hair.outline is not None:
@@ -205,8 +205,9 @@ def _develop(stage: _Stage, backdrop: list[np.ndarray]) -> np.ndarray:
   sigma = camera.blur * size
   # Less than this would not be seen.
   if sigma > 0.3:
-    reach = 2 * int(2.5 * sigma + 0.5) + 1
-    image = cv2.GaussianBlur(image, (reach, reach), sigma)
+    # Faster than GaussianBlur, which works with whole numbers on such pictures; equal but for a last digit.
+    kernel = cv2.getGaussianKernel(2 * int(2.5 * sigma + 0.5) + 1, sigma, cv2.CV_32F)
+    image = cv2.sepFilter2D(image, cv2.CV_8U, kernel, kernel)
   y, x = (stage.jitter[140, :2] * _NOISE_SIDE).astype(int).tolist()
   strength = camera.noise * 255 / _NOISE_STEP
   return cv2.addWeighted(image, 1, _noise(size)[y : y + size, x : x + size], strength, -128 * strength)

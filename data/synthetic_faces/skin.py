@@ -74,11 +74,16 @@ def paint_skin(canvas: Canvas, head: Head, scene: Scene, makeup: Makeup | None) 
 
 
 def _fitted(plane: np.ndarray, head: Head, patch: Patch, size: int) -> np.ndarray:
-  """Planes [h, w] or [h, w, C] over the head's box of the grid, at the pixels of the patch."""
-  box = head.columns, head.rows
-  (left, right), (top, bottom) = ((side.start, GRID - side.stop) for side in box)
-  whole = cv2.copyMakeBorder(plane, top, bottom, left, right, cv2.BORDER_REPLICATE)
-  return cv2.resize(whole, (size, size), interpolation=cv2.INTER_LINEAR)[patch.rows, patch.columns]
+  """Planes [h, w] or [h, w, C] over the head's box of the grid, at the pixels of the patch, which lie in it."""
+  if size % GRID:
+    (left, right), (top, bottom) = ((side.start, GRID - side.stop) for side in (head.columns, head.rows))
+    plane = cv2.copyMakeBorder(plane, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    return cv2.resize(plane, (size, size), interpolation=cv2.INTER_LINEAR)[patch.rows, patch.columns]
+  # Where cells are whole pixels, the head's box is enlarged for itself.
+  cell = size // GRID
+  (height, width), top, left = plane.shape[:2], cell * head.rows.start, cell * head.columns.start
+  large = cv2.resize(plane, (cell * width, cell * height), interpolation=cv2.INTER_LINEAR)
+  return large[patch.rows.start - top : patch.rows.stop - top, patch.columns.start - left : patch.columns.stop - left]
 
 
 def _bearded(picture: np.ndarray, head: Head, patch: Patch, size: int, scene: Scene) -> np.ndarray:
@@ -99,8 +104,7 @@ def _bearded(picture: np.ndarray, head: Head, patch: Patch, size: int, scene: Sc
     (0.7, 0.95, 0.10, 0.4, 0.25),
   ]
   terms = {'full': full, 'goatee': goatee, 'moustache': moustache[:2], '': full}[skin.beard]
-  where = cv2.merge([head.x, head.y, *head.over_face(terms)])
-  x, y, density = cv2.split(_fitted(where, head, patch, size))
+  x, y, density = (_fitted(plane, head, patch, size) for plane in (head.x, head.y, *head.over_face(terms)))
   hair = scene.hair.color * 0.8
   if skin.beard:
     strand = tiles.sample(tiles.strands, x * 0.55 + 0.1 * y * np.sign(x), y * 0.5 + skin.offset)
@@ -125,21 +129,39 @@ _CONCHA = curve(np.array([
 
 _EAR_PARTS = np.concatenate([_EAR, _CONCHA])
 
+# Two cells of the grid that shapes are lit on: what lies further inside an outline leaves no trace at its edge.
+_WELL_INSIDE = 2 / GRID
 # Ears are redder than faces, and dark inside.
 _FLESH, _HOLLOW = np.array([1.02, 0.90, 0.88], np.float32), np.array([0.73, 0.63, 0.6], np.float32)
 
 
-def paint_ears(canvas: Canvas, head: Head, scene: Scene, sides: Sequence[int]) -> dict[int, np.ndarray]:
-  """The ears on these sides (+1: the subject's left) -> their outlines by side, picture units."""
+def paint_ears(
+  canvas: Canvas, head: Head, scene: Scene, sides: Sequence[int], behind: bool = False
+) -> dict[int, np.ndarray]:
+  """The ears on these sides (+1: the subject's left) -> their outlines by side, picture units.
+
+  What lies `behind` the head and is hidden by it altogether is not painted.
+  """
   features, skin = scene.features, scene.skin.color * _FLESH
   size, out, lean = features.ear_size, features.ear_out, 0.12
   u, v = _EAR_PARTS[:, 0] * size, _EAR_PARTS[:, 1] * (size * 0.82)
   x = 0.955 * scene.shape.cheek + u * (0.25 + 0.55 * out)
   places = {side: head.project(side * x, 0.13 + v, -0.02 - u * (0.9 - 0.4 * out) - v * lean) for side in sides}
+  outlines = {side: place[: len(_EAR)] for side, place in places.items()}
+  if behind and all(_hides(head.outline, outline) for outline in outlines.values()):
+    return outlines
   ink = Ink(canvas, np.concatenate(list(places.values())))
+  hollow = skin * _HOLLOW
   for side, place in places.items():
-    ear, concha = np.split(ink.points(place), [len(_EAR)])
-    ink.fill([ear], skin, labels=[_EARS[side]])
-    ink.fill([concha], skin * _HOLLOW)
+    points = ink.points(place)
+    ink.fill([points[: len(_EAR)]], skin, labels=[_EARS[side]])
+    ink.fill([points[len(_EAR) :]], hollow)
   ink.apply()
-  return {side: place[: len(_EAR)] for side, place in places.items()}
+  return outlines
+
+
+def _hides(outline: np.ndarray, other: np.ndarray) -> bool:
+  """Whether an outline that is all but convex lies well round the other's box."""
+  (left, top), (right, bottom) = other.min(0).tolist(), other.max(0).tolist()
+  corners = (left, top), (right, top), (left, bottom), (right, bottom)
+  return all(cv2.pointPolygonTest(outline, corner, True) > _WELL_INSIDE for corner in corners)

@@ -76,19 +76,19 @@ def _doubled(make) -> np.ndarray:
   return np.tile(make(), (2, 2))
 
 
-def places(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Coordinates x, y (in tiles, so 1 is one period; float32 [h, w]) as `at` takes them: float32 [h, w, 2]."""
-  return cv2.merge([x * _PERIOD + _PERIOD, y * _PERIOD + _PERIOD])
+def places(along: np.ndarray) -> np.ndarray:
+  """Coordinates x or y (in tiles, so 1 is one period; float32 [h, w]) as `at` takes them."""
+  return along * _PERIOD + _PERIOD
 
 
-def at(make: Callable[[], np.ndarray], where: np.ndarray) -> np.ndarray:
-  """The tile that `make` makes at `where`, float32 [h, w]. Tiles are finer than pictures: the nearest texel will do.
+def at(make: Callable[[], np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """The tile that `make` makes at `places`, float32 [h, w]. Tiles are finer than pictures: the nearest texel will do.
 
   Fast where coordinates are in [-1, 1); right everywhere.
   """
-  return cv2.remap(_doubled(make), where, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP)
+  return cv2.remap(_doubled(make), x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_WRAP)
 
 
 def sample(make: Callable[[], np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
   """The tile that `make` makes at coordinates x, y, in tiles, float32 [h, w] -> float32 [h, w]."""
-  return at(make, places(x, y))
+  return at(make, places(x), places(y))
