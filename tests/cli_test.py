@@ -12,7 +12,7 @@ import pytest
 
 from jaxface.cli import main
 from jaxface.models.vae import stage_widths
-from tests.smoke import EXPERIMENT, REPOSITORY
+from tests.smoke import EXPERIMENT, REPOSITORY, TINY
 
 pytestmark = pytest.mark.usefixtures('shared_engines')
 
@@ -33,6 +33,7 @@ def _fails(capsys, *words, status=2) -> str:
 def run(data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('cli') / 'run'
   words = ['train', '--config', f'{EXPERIMENT}:mask_ssim_l2,smoke', '--config.total_steps=2', '--config.data.workers=0']
+  words.append(f'--config.model.image_size={TINY}')
   assert main([*words, '--data-dir', str(data_dir), '--workdir', str(workdir), '--quiet']) == 0
   return workdir
 
@@ -82,7 +83,7 @@ def test_interpolate_begins_and_ends_with_the_pictures(run, photos, tmp_path):
 def test_ablation_prints_both_tables_and_the_claims(data_dir, tmp_path, capsys):
   words = ['ablation', '--config', EXPERIMENT, '--flags', ',smoke', '--variants', 'mask_ssim_l2']
   words += ['--data-dir', str(data_dir), '--workdir', str(tmp_path / 'runs'), '--config.total_steps=2']
-  assert main([*words, '--config.data.workers=0']) == 0
+  assert main([*words, '--config.data.workers=0', f'--config.model.image_size={TINY}']) == 0
   out = capsys.readouterr().out
   assert re.search(r'mask_ssim_l2 .*\(0.693\)', out)
   assert 'not judged: masks improve every metric' in out

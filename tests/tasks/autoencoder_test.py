@@ -24,7 +24,7 @@ from jaxface.tasks.autoencoder import (
   make_vqgan,
 )
 from tests.golden import load
-from tests.smoke import experiment
+from tests.smoke import experiment, untrained_state
 
 
 def _nhwc(array):
@@ -137,7 +137,7 @@ def trained():
   image = np.uint8(127 + 100 * np.sin(phase)).transpose(0, 2, 3, 1)
   batch = {'image': image, 'row': np.arange(4, dtype=np.int32)}
   step = jax.jit(task.train_step)
-  states = [jax.jit(task.init)(jax.random.key(0))]
+  states = [untrained_state(task)]
   losses = []
   for _ in range(40):
     state, metrics = step(states[-1], batch, jax.random.key(1))
@@ -157,7 +157,8 @@ def seen(trained):
     return task.eval_step(state, batch, key), task.render(state, batch, key), task.compared(state, batch)._asdict()
 
   last = states[-1]
-  return [look(for_evaluation(state)) for state in (states[0], last, last.replace(ema=None))]
+  now = last.replace(ema={name: last.params[name] for name in last.ema})
+  return [look(for_evaluation(state)) for state in (states[0], last, now)]
 
 
 def _summary(task, measured):
