@@ -5,6 +5,7 @@ right one, whatever the number of pixels. Single colours are float32 [3], linear
 display values, the square root of light, in 0..255.
 """
 
+import copy
 import functools
 import itertools
 import math
@@ -208,6 +209,12 @@ class Canvas:
     self.size = size
     self.color = np.zeros((size, size, 4), np.uint8)
     self.label = np.zeros((size, size), np.uint8)
+
+  def copy(self) -> 'Canvas':
+    """A canvas of its own with the same on it."""
+    other = copy.copy(self)
+    other.color, other.label = self.color.copy(), self.label.copy()
+    return other
 
   def centers(self, patch: Patch) -> tuple[np.ndarray, np.ndarray]:
     """Centres of the patch's columns and rows, float32 [1, w] and [h, 1], picture units."""

@@ -15,7 +15,7 @@ from jaxface import labels
 from jaxface.errors import UserError
 
 from .references import reference_index
-from .render import render
+from .render import render, render_pair
 
 # Starting a process costs about as much as rendering this many faces.
 _WORTH_A_POOL = 512
@@ -149,12 +149,11 @@ def _picture(channels: int) -> tfds.features.Image:
 def _example(index: int, *, size: int, seed: int, makeup_pairs: bool, aligned: bool) -> tuple[str, dict]:
   """Renders one example; pictures as encoded bytes, which travel between processes at half the size."""
   key = f'{index:08d}'
-  drawn = functools.partial(render, seed, size=size, aligned=aligned)
-  face = drawn(index)
+  options = {'size': size, 'aligned': aligned}
+  face, made_up = render_pair(seed, index, **options) if makeup_pairs else (render(seed, index, **options), None)
   example = {'id': key, 'image': _picture_png(face.image), 'label': _png(face.label, _LABELS)}
   if makeup_pairs:
-    made_up = drawn(index, makeup=True)
-    reference = drawn(reference_index(seed, index), makeup=face.makeup)
+    reference = render(seed, reference_index(seed, index), makeup=face.makeup, **options)
     example |= {
       'makeup_image': _picture_png(made_up.image),
       'makeup': face.makeup,

@@ -14,7 +14,7 @@ from jaxface.errors import UserError
 from jaxface_data.synthetic_faces import synthetic_faces_dataset_builder as builder_module
 from jaxface_data.synthetic_faces.alignment import EYE_DISTANCE, EYE_ERROR, EYE_LEVEL
 from jaxface_data.synthetic_faces.references import reference_index
-from jaxface_data.synthetic_faces.render import render
+from jaxface_data.synthetic_faces.render import render, render_pair
 from jaxface_data.synthetic_faces.synthetic_faces_dataset_builder import Builder, make_config, split_indices
 
 COUNT = 160
@@ -127,6 +127,18 @@ def test_makeup_changes_the_face_alone():
     lips = np.isin(bare.label, [labels.index('u_lip'), labels.index('l_lip')])
     changed.append(difference[lips].mean())
   assert np.mean(changed) > 10
+
+
+@pytest.mark.parametrize('aligned', [False, True])
+def test_a_pair_is_the_face_without_makeup_and_with_its_own(aligned):
+  # Long enough for hats, glasses, beards and hair over ears.
+  for index in range(40):
+    pair = render_pair(0, index, size=48, aligned=aligned)
+    for face, makeup in zip(pair, (False, True), strict=True):
+      alone = render(0, index, size=48, makeup=makeup, aligned=aligned)
+      np.testing.assert_array_equal(face.image, alone.image)
+      np.testing.assert_array_equal(face.label, alone.label)
+      assert face.makeup == alone.makeup
 
 
 def _eyes(face):
