@@ -69,7 +69,7 @@ def test_colour_leaves_labels_and_range_alone(batch):
 
 
 def test_a_row_keeps_its_draw_in_any_batch(batch):
-  augment, keys = Augment(flip=True, crop_pixels=2, brightness=0.2), _keys(6)
+  augment, keys = jax.jit(Augment(flip=True, crop_pixels=2, brightness=0.2)), _keys(6)
   whole = augment(batch, keys)
   part = augment({name: value[2:4] for name, value in batch.items()}, keys[2:4])
   for name in batch:

@@ -1,6 +1,7 @@
 """The parser in use: any size in, the same size out, the network's own answer; files complete, named, accounted for."""
 
 import argparse
+import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -101,7 +102,8 @@ def expected(task, state, photos):
   squashed = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.BILINEAR)) for image in photos])
   variables = {'params': state.params, 'batch_stats': state.model_state}
   scores = jax.jit(task.model.apply)(variables, normalise(jnp.asarray(squashed) / 255)).main
-  resized = [resize.bilinear(s[None], i.shape[:2], align_corners=False)[0] for s, i in zip(scores, photos, strict=True)]
+  enlarge = jax.jit(functools.partial(resize.bilinear, align_corners=False), static_argnums=1)
+  resized = [np.asarray(enlarge(s[None], i.shape[:2])[0]) for s, i in zip(np.asarray(scores), photos, strict=True)]
   return [labels.lookup_table('bisenet')[np.argmax(scores, -1)] for scores in resized]
 
 

@@ -19,6 +19,10 @@ def _maps(*shape):
   return tuple(jnp.asarray(random.standard_normal(shape), jnp.float32) for _ in range(2))
 
 
+def _gradients(function):
+  return jax.jit(jax.grad(function, argnums=(0, 1, 2)))
+
+
 def _plain(x, scale, shift, offset):
   grouped = x.reshape(*x.shape[:3], 4, 2)
   mean, var = grouped.mean((1, 2, 4), keepdims=True), grouped.var((1, 2, 4), keepdims=True)
@@ -28,8 +32,9 @@ def _plain(x, scale, shift, offset):
 def test_it_is_flax_group_norm():
   scale, shift = _maps(1, 1, 1, 8)
   flax = nn.GroupNorm(num_groups=4, epsilon=1e-5, use_fast_variance=False)
-  expected = flax.apply({'params': {'scale': scale.ravel(), 'bias': shift.ravel()}}, _X)
-  np.testing.assert_allclose(group_norm(_X, scale, shift, groups=4), expected, atol=2e-5)
+  expected = jax.jit(flax.apply)({'params': {'scale': scale.ravel(), 'bias': shift.ravel()}}, _X)
+  ours = jax.jit(functools.partial(group_norm, groups=4))
+  np.testing.assert_allclose(ours(_X, scale, shift), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1, 8), (2, 4, 6, 8), (1, 4, 6, 8)])
@@ -39,7 +44,7 @@ def test_gradients_are_those_of_the_formula(shape, offset):
   ours = lambda *given: (group_norm(*given, groups=4, offset=offset) * weight).sum()
   plain = lambda *given: (_plain(*given, offset) * weight).sum()
   given = (jnp.asarray(_X), *_maps(*shape))
-  for own, expected in zip(*(jax.grad(f, argnums=(0, 1, 2))(*given) for f in (ours, plain)), strict=True):
+  for own, expected in zip(*(_gradients(f)(*given) for f in (ours, plain)), strict=True):
     np.testing.assert_allclose(own, expected, rtol=1e-4, atol=2e-4)
 
 
@@ -48,7 +53,7 @@ def test_a_gradient_of_a_gradient():
 
   def steepness(norm):
     inner = jax.grad(lambda x, scale, shift: jnp.tanh(norm(x, scale, shift)).sum())
-    return jax.grad(lambda scale: jnp.square(inner(given[0], scale, given[2])).sum())(given[1])
+    return jax.jit(jax.grad(lambda scale: jnp.square(inner(given[0], scale, given[2])).sum()))(given[1])
 
   ours = steepness(lambda *each: group_norm(*each, groups=4))
   np.testing.assert_allclose(ours, steepness(lambda *each: _plain(*each, 0.0)), rtol=1e-3, atol=1e-3)
@@ -69,7 +74,7 @@ def test_the_unbiased_form_and_its_gradients_are_those_of_the_formula():
 
   ours = functools.partial(group_norm, groups=2, epsilon=0.1, unbiased=True)
   given = (jnp.asarray(_X), *_maps(1, 1, 1, 8))
-  np.testing.assert_allclose(ours(*given), plain(*given), rtol=1e-4, atol=1e-5)
-  found, expected = (jax.grad(lambda *g, f=f: jnp.tanh(f(*g)).sum(), argnums=(0, 1, 2))(*given) for f in (ours, plain))
+  np.testing.assert_allclose(jax.jit(ours)(*given), jax.jit(plain)(*given), rtol=1e-4, atol=1e-5)
+  found, expected = (_gradients(lambda *g, f=f: jnp.tanh(f(*g)).sum())(*given) for f in (ours, plain))
   for own, wanted in zip(found, expected, strict=True):
     np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=2e-4)

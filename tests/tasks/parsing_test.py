@@ -312,7 +312,7 @@ def test_pictures_show_labels_in_their_colours(overfitted, faces):
 
 def test_the_averaged_copy_follows_the_parameters(overfitted):
   _, before, after, _ = overfitted
-  mixed = jax.tree.map(lambda old, new: 0.5 * old + 0.5 * new, before.ema, after.params)
+  mixed = jax.tree.map(lambda old, new: 0.5 * np.asarray(old) + 0.5 * np.asarray(new), before.ema, after.params)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, mixed)
 
 

@@ -213,7 +213,7 @@ def test_the_averaged_copy_follows_the_parameters(one_batch):
   fresh = _fresh(False)
   state = fresh.replace(ema=fresh.params)
   after, _ = jax.jit(task.train_step)(state, one_batch, jax.random.key(1))
-  mixed = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.params, after.params)
+  mixed = jax.tree.map(lambda old, new: 0.75 * np.asarray(old) + 0.25 * np.asarray(new), state.params, after.params)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, mixed)
   assert for_evaluation(after).params is after.ema
 
