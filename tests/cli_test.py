@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
+from jaxface.benchmark import training
 from jaxface.cli import main
 from jaxface.models.vae import stage_widths
-from tests.smoke import EXPERIMENT, REPOSITORY, TINY
+from tests.smoke import EXPERIMENT, REPOSITORY, TINY, make_tiny_or_task
 
 pytestmark = pytest.mark.usefixtures('shared_engines')
 
@@ -92,7 +93,8 @@ def test_ablation_prints_both_tables_and_the_claims(data_dir, tmp_path, capsys):
   assert (tmp_path / 'runs' / 'comparison.png').is_file()
 
 
-def test_benchmark_writes_rows_with_what_was_timed(data_dir, tmp_path, capsys):
+def test_benchmark_writes_rows_with_what_was_timed(data_dir, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(training, 'make_task', make_tiny_or_task)
   out = tmp_path / 'rows.json'
   words = [
     'benchmark',
@@ -102,6 +104,7 @@ def test_benchmark_writes_rows_with_what_was_timed(data_dir, tmp_path, capsys):
     '0.01',
     '--only',
     'loader,resident',
+    f'--config.model.image_size={TINY}',
   ]
   assert main([*words, '--data-dir', str(data_dir), '--out', str(out), '--config.data.workers=0']) == 0
   rows = json.loads(out.read_text())['rows']
