@@ -24,7 +24,7 @@ from jaxface.tasks.autoencoder import (
   make_vqgan,
 )
 from tests.golden import load
-from tests.smoke import experiment, untrained_state
+from tests.smoke import experiment
 
 
 def _nhwc(array):
@@ -137,7 +137,7 @@ def trained():
   image = np.uint8(127 + 100 * np.sin(phase)).transpose(0, 2, 3, 1)
   batch = {'image': image, 'row': np.arange(4, dtype=np.int32)}
   step = jax.jit(task.train_step)
-  states = [untrained_state(task)]
+  states = [jax.jit(task.init)(jax.random.key(0))]
   losses = []
   for _ in range(40):
     state, metrics = step(states[-1], batch, jax.random.key(1))
