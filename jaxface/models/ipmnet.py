@@ -25,6 +25,13 @@ _STYLE_DOWNSAMPLES = 4
 he_fan_in = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
+def pass_through(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+  """The kernel [size, size, C, C], `size` odd, of the convolution that changes nothing."""
+  del key
+  middle = shape[0] // 2
+  return jnp.zeros(shape, dtype).at[middle, middle].set(jnp.eye(shape[2], dtype=dtype))
+
+
 def reflect(x_BHWC: jax.Array, pixels: int) -> jax.Array:
   """Mirrors so many pixels over every border, not repeating the outermost: [B, H, W, C] -> [B, H + 2p, W + 2p, C]."""
   return jnp.pad(x_BHWC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='reflect')
@@ -207,6 +214,7 @@ class Decoder(nn.Module):
   mlp_dim: int
   num_downsamples: int
   num_blocks: int
+  passes_through: bool
   dtype: Dtype
   remat: bool
 
@@ -230,7 +238,8 @@ class Decoder(nn.Module):
     x = Conv(3, 7, pad=3, dtype=self.dtype, name='out')(x)
     picture = x.astype(jnp.float32) + shortcut.astype(jnp.float32)
     # The picture itself goes through this one, so it is exact whatever `dtype` is; it costs nothing beside the rest.
-    final = nn.Conv(3, (7, 7), padding=3, kernel_init=he_fan_in, precision=lax.Precision.HIGHEST, name='final')
+    init = pass_through if self.passes_through else he_fan_in
+    final = nn.Conv(3, (7, 7), padding=3, kernel_init=init, precision=lax.Precision.HIGHEST, name='final')
     return final(picture)
 
 
@@ -246,6 +255,8 @@ class IPMNet(nn.Module):
     style_dim: S, length of the style code.
     num_downsamples: halvings from the picture to the content.
     num_blocks: residual blocks in the content encoder and in the decoder.
+    passes_through: a fresh network's last convolution, which all of the picture goes through, changes nothing. The
+      public code draws it, too; before it has become sharp, which takes longer than the rest, backgrounds are blurred.
     dtype: of the convolutions' work; parameters, statistics, styles and pictures are float32.
     remat: recompute residual blocks and enlargements in the backward pass: less memory, more time.
   """
@@ -255,6 +266,7 @@ class IPMNet(nn.Module):
   style_dim: int = 128
   num_downsamples: int = 2
   num_blocks: int = 4
+  passes_through: bool = False
   dtype: Dtype = jnp.float32
   remat: bool = False
 
@@ -268,8 +280,9 @@ class IPMNet(nn.Module):
     """Names the three parts, which the methods share."""
     shape = {'num_downsamples': self.num_downsamples, 'num_blocks': self.num_blocks}
     self.style = StyleEncoder(self.dim, self.style_dim, self.dtype)
-    self.content = ContentEncoder(self.dim, **shape, dtype=self.dtype, remat=self.remat)
-    self.decoder = Decoder(self.dim, self.mlp_dim, **shape, dtype=self.dtype, remat=self.remat)
+    options = {'dtype': self.dtype, 'remat': self.remat}
+    self.content = ContentEncoder(self.dim, **shape, **options)
+    self.decoder = Decoder(self.dim, self.mlp_dim, **shape, passes_through=self.passes_through, **options)
 
   def encode_style(self, image: jax.Array) -> jax.Array:
     """Picture [B, H, W, 3] in [-1, 1], makeup and all; sides of at least 16 -> its style [B, S], float32."""

@@ -60,8 +60,10 @@ _Rows = Mapping[str, Faces | Draws]
 class IpmNetTask(MakeupTask):
   """Training of IPM-Net.
 
-  A step updates the discriminators, then the generator against the new ones, each with draws of its own. The public
-  code lists every generator tensor twice, so that its optimizer makes two updates of one gradient; this is one update.
+  A step updates the discriminators, then the generator against the new ones, each with draws of its own. Faces cross
+  over to the other domain in styles drawn from N(0, 1), or with `paired` in the other face's style, of which the true
+  result is known. The public code lists every generator tensor twice, so that its optimizer makes two updates of one
+  gradient; this is one update.
 
   Attributes:
     textures: recipe for target (no makeup) and for reference pictures.
@@ -150,7 +152,10 @@ class IpmNetTask(MakeupTask):
   def discriminators_loss(self, judges: PyTree, generator: PyTree, *, a: Faces, b: Faces, draws: Draws) -> jax.Array:
     """Loss of both discriminators on what the generator makes of noise styles."""
     content = together(self._input(a, draws.textures[0]), self._input(b, draws.textures[1]))
-    styles = together(draws.style_b, draws.style_a)
+    own = None
+    if self.paired:
+      own = self.generator.apply({'params': generator}, together(a.image, b.image), method='encode_style')
+    styles = self._crossing_styles(own, draws)
     fake_b, fake_a = apart(jax.lax.stop_gradient(self._generate(generator, content, styles)), 2)
     pairs = {'a': (fake_a, a.image), 'b': (fake_b, b.image)}
     return sum(
@@ -167,8 +172,8 @@ class IpmNetTask(MakeupTask):
     inputs = together(self._input(a, draws.textures[0]), self._input(b, draws.textures[1]))
     content = apply('encode_content', inputs)
     own = apply('encode_style', together(a.image, b.image))
-    drawn = together(draws.style_b, draws.style_a)
-    decoded = apply('decode', together(content, content), together(own, drawn), together(inputs, inputs))
+    crossing = self._crossing_styles(own, draws)
+    decoded = apply('decode', together(content, content), together(own, crossing), together(inputs, inputs))
     rebuilt, crossed = apart(decoded, 2)
     a_as_b, b_as_a = apart(crossed, 2)
 
@@ -186,7 +191,7 @@ class IpmNetTask(MakeupTask):
       'adversarial': gan.generator_loss(self.gan_kind, self._judge(judges['a']), b_as_a)
       + gan.generator_loss(self.gan_kind, self._judge(judges['b']), a_as_b),
       'reconstruction': both(rebuilt, images),
-      'style': 2 * jnp.abs(apply('encode_style', crossed) - drawn).mean(),
+      'style': 2 * jnp.abs(apply('encode_style', crossed) - crossing).mean(),
       'content': both(content_again, content),
       'cycle': both(cycled, images),
       'background': both(crossed * keep, images * keep),
@@ -196,8 +201,7 @@ class IpmNetTask(MakeupTask):
       terms['perceptual'] = 2 * self.perceptual(frozen, crossed, images)
     terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
     if self.paired:
-      worn = apply('decode', apart(content, 2)[1], apart(own, 2)[0], apart(inputs, 2)[1])
-      terms['paired'] = self.paired * paired_loss(worn, b)
+      terms['paired'] = self.paired * paired_loss(b_as_a, b)
     return sum(terms.values()), terms
 
   def code(self, state: TrainState, reference: Faces) -> jax.Array:
@@ -213,6 +217,11 @@ class IpmNetTask(MakeupTask):
 
   def _input(self, faces: Faces, weight: jax.Array) -> jax.Array:
     return content_input(faces.image, keep_mask(faces.label), faces.texture, weight)
+
+  def _crossing_styles(self, own: jax.Array | None, draws: Draws) -> jax.Array:
+    """What A's and B's faces are given to look like the other domain's, `together`; `own` are their own, likewise."""
+    b, a = apart(own, 2)[::-1] if self.paired else (draws.style_b, draws.style_a)
+    return together(b, a)
 
   def _generate(self, params: PyTree, inputs: jax.Array, style: jax.Array) -> jax.Array:
     return self.generator.apply({'params': params}, inputs, inputs, style)
@@ -248,6 +257,7 @@ def make_ipmnet(config: ConfigDict, axis_name: str | None = None, *, training: b
       style_dim=model.style_dim,
       num_downsamples=model.num_downsamples,
       num_blocks=model.num_blocks,
+      passes_through=model.passes_through,
       dtype=dtype,
     ),
     discriminator=MultiScaleDiscriminator(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from jaxface import convert
@@ -17,6 +18,7 @@ from jaxface.models.ipmnet import (
   from_parts,
   halve,
   instance_norm,
+  pass_through,
   upsampled_conv5x5,
 )
 from jaxface.state import count
@@ -220,6 +222,16 @@ def test_kernels_are_he_normal_and_the_layer_norm_uniform():
   assert 0.9 < params['scale'].max() < 1
   assert not params['bias'].any()
   assert not params['shift'].any()
+
+
+def test_the_last_convolution_may_begin_by_changing_nothing():
+  picture = np.random.default_rng(0).standard_normal((2, 16, 17, 3), np.float32)
+  final = nn.Conv(3, (7, 7), padding=3, kernel_init=pass_through)
+  through, _ = jax.jit(lambda x: final.init_with_output(jax.random.key(0), x))(picture)
+  np.testing.assert_array_equal(through, picture)
+  init = lambda network: jax.jit(lambda x: network.init(jax.random.key(0), x, x)['params']['decoder']['final'])
+  kernels = [init(SMALL.clone(passes_through=chosen))(picture[:1, :, :16])['kernel'] for chosen in (True, False)]
+  assert [np.count_nonzero(kernel) for kernel in kernels] == [3, 7 * 7 * 3 * 3]
 
 
 @pytest.mark.parametrize(
