@@ -3,11 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')  # No display is needed to write a file.
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxface.pictures import write_picture
@@ -79,6 +75,9 @@ def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
 
   Terms are what training reports, with validation's value where it has one; further metrics are in TensorBoard.
   """
+  # Half a second to import, for which most commands need not wait. Without pyplot no display is asked for.
+  from matplotlib.figure import Figure
+
   series: dict[str, dict[str, list[tuple[float, float]]]] = {}
   for record in records:
     for name, value in record.items():
@@ -93,7 +92,8 @@ def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
   rows = -(-len(terms) // columns)
   # Sizes in inches, chosen so that nothing overlaps: Matplotlib's own layouts draw everything twice to find that out.
   width, height = 4.2 * columns, 2.8 * rows
-  figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+  figure = Figure(figsize=(width, height))
+  axes = figure.subplots(rows, columns, squeeze=False)
   figure.subplots_adjust(0.6 / width, 0.5 / height, 1 - 0.2 / width, 1 - 0.3 / height, wspace=0.25, hspace=0.45)
   for axis in axes.flat[len(terms) :]:
     axis.axis('off')
@@ -108,7 +108,6 @@ def plot_losses(path: Path, records: Sequence[Mapping[str, float]]) -> None:
     if len(series[term]) > 1:
       axis.legend(fontsize=8)
   figure.savefig(path, dpi=110)
-  plt.close(figure)
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
