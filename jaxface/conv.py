@@ -11,7 +11,9 @@ the three is therefore differentiated by the other two, to any order (in reverse
 
 XLA runs the first two well nearly everywhere. On CPU it writes a kernel gradient as a convolution with a picture-sized
 window, 3 to 20 times slower than the matrix products below, which only a program lowered for CPU contains; so it is
-with convolutions of pictures of 2x2 pixels, whose roles it swaps.
+with convolutions of pictures of 2x2 pixels, whose roles it swaps, and with transposes by stride 2 of few outputs, which
+it convolves with the zeros between. Convolutions of many channels and pixels it runs at the speed of the hardware
+there; `jaxface.winograd` makes them fewer multiplications.
 """
 
 # B batch | H,W pixels of x | h,w pixels of y | I channels of x | O channels of y
@@ -23,10 +25,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxface import winograd
+
 # What one matrix product of the CPU's kernel gradient works on should stay in the last-level cache.
 _CHUNK_BYTES = 2**24
 # Pictures up to this size are convolved by a matrix product on CPU.
 _TINY = 2
+# Where `winograd` pays on CPU: for its matrix products the channels, for its tiles of four the pixels must be many.
+_MANY_PIXELS = 16
+_MANY_CHANNELS = {'convolve': 64, 'kernel_gradient': 32}
+# Up to so many outputs XLA on CPU is slow at transposed convolutions by stride 2.
+_FEW_OUTPUTS = 32
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
@@ -67,6 +76,8 @@ def _convolve(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array
   by_window = functools.partial(_convolve_by_window, geometry)
   if max(geometry.height, geometry.width) <= _TINY and geometry.size == 3:
     on_cpu = functools.partial(_convolve_by_product, geometry)
+  elif _by_tiles(geometry, x, kernel.shape[2:], 'convolve'):
+    on_cpu = lambda x, kernel: winograd.convolve(_pad_x(x, geometry), kernel)
   elif not geometry.padded():
     on_cpu = functools.partial(_convolve_with_spare_row, geometry)
   else:
@@ -80,21 +91,20 @@ def _transpose(geometry: _Geometry, y: jax.Array, kernel: jax.Array) -> jax.Arra
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
   if geometry.stride == 1:
     return _convolve(geometry.mirrored(), y, flipped)
-  return lax.conv_general_dilated(
-    y,
-    flipped,
-    (1, 1),
-    tuple((geometry.size - 1 - before, geometry.size - 1 - after) for before, after in geometry.padding()),
-    lhs_dilation=(geometry.stride, geometry.stride),
-    dimension_numbers=_LAYOUT,
-  )
+  by_window = functools.partial(_transpose_by_window, geometry)
+  few = kernel.shape[2] <= _FEW_OUTPUTS or max(geometry.out_height, geometry.out_width) <= _TINY
+  if not (few and geometry.stride == 2 and geometry.size == 3 and geometry.pad == 0):
+    return by_window(y, flipped)
+  return lax.platform_dependent(y, flipped, cpu=functools.partial(_transpose_by_phases, geometry), default=by_window)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
   """d form / d kernel, [size, size, I, O]."""
   by_window = functools.partial(_kernel_gradient_by_window, geometry)
-  if geometry.size == 3:
+  if _by_tiles(geometry, x, (x.shape[-1], y.shape[-1]), 'kernel_gradient'):
+    on_cpu = lambda x, y: winograd.kernel_gradient(_pad_x(x, geometry), y)
+  elif geometry.size == 3:
     on_cpu = functools.partial(_kernel_gradient_by_products, geometry)
   elif not geometry.padded():
     on_cpu = functools.partial(_kernel_gradient_with_spare_row, geometry)
@@ -130,6 +140,34 @@ def _convolve_with_spare_row(geometry: _Geometry, x: jax.Array, kernel: jax.Arra
 def _convolve_by_product(geometry: _Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
   columns = _shifts_of_x(_shifts_of_x(x, 2, geometry), 1, geometry)
   return lax.dot_general(columns, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())))
+
+
+def _transpose_by_window(geometry: _Geometry, y: jax.Array, flipped: jax.Array) -> jax.Array:
+  return lax.conv_general_dilated(
+    y,
+    flipped,
+    (1, 1),
+    tuple((geometry.size - 1 - before, geometry.size - 1 - after) for before, after in geometry.padding()),
+    lhs_dilation=(geometry.stride, geometry.stride),
+    dimension_numbers=_LAYOUT,
+  )
+
+
+def _transpose_by_phases(geometry: _Geometry, y: jax.Array, flipped: jax.Array) -> jax.Array:
+  """Even pixels see the outer taps, odd ones the middle one, along each axis: four convolutions by stride 1."""
+  sides = (geometry.height, geometry.width)
+  # The last even pixel of an odd side sees y's last from behind.
+  outputs = (geometry.out_height, geometry.out_width)
+  behind = tuple(-(-side // 2) - out for side, out in zip(sides, outputs, strict=True))
+  taps = (slice(0, None, 2), slice(1, 2))
+
+  def phase(row: int, column: int) -> jax.Array:
+    padding = [(1 - odd, after) for odd, after in zip((row, column), behind, strict=True)]
+    return lax.conv_general_dilated(y, flipped[taps[row], taps[column]], (1, 1), padding, dimension_numbers=_LAYOUT)
+
+  phases = jnp.stack([jnp.stack([phase(row, column) for column in (0, 1)], 3) for row in (0, 1)], 2)
+  batch, rows, _, columns, _, channels = phases.shape
+  return phases.reshape(batch, 2 * rows, 2 * columns, channels)[:, : sides[0], : sides[1]]
 
 
 def _kernel_gradient_by_window(geometry: _Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -172,6 +210,15 @@ def _kernel_gradient_by_products(geometry: _Geometry, x: jax.Array, y: jax.Array
     total = lax.map(lambda start: product(*(lax.dynamic_slice_in_dim(t, start, chunk) for t in (x, y))), starts).sum(0)
   total = total.reshape(*taps_of_x, inputs, *taps_of_y, outputs).transpose(0, 3, 1, 4, 2, 5)
   return total.reshape(3, 3, inputs, outputs).astype(x.dtype)
+
+
+def _by_tiles(geometry: _Geometry, x: jax.Array, channels: tuple[int, ...], kind: str) -> bool:
+  few = min(geometry.out_height, geometry.out_width) < _MANY_PIXELS or min(channels) < _MANY_CHANNELS[kind]
+  return not few and geometry.stride == 1 and geometry.size == 3 and x.dtype == jnp.float32
+
+
+def _pad_x(x: jax.Array, geometry: _Geometry) -> jax.Array:
+  return jnp.pad(x, ((0, 0), *geometry.padding(), (0, 0)))
 
 
 def _shifts_of_x(x: jax.Array, axis: int, geometry: _Geometry) -> jax.Array:

@@ -62,6 +62,30 @@ def test_values_and_derivatives_equal_those_of_plain_convolutions(kind, size, in
     assert_close(jax.jit(derive(fast))(*arguments), jax.jit(derive(plain))(*arguments))
 
 
+# Through `winograd`, which otherwise larger convolutions take, and with as many outputs as go by phases or more.
+@pytest.mark.parametrize('few_outputs', [0, 32])
+@pytest.mark.parametrize('kind', PAIRS)
+@pytest.mark.parametrize('size', [(6, 5), (4, 4), (1, 2)])
+def test_the_forms_for_large_convolutions_equal_plain_ones(kind, size, few_outputs, monkeypatch):
+  monkeypatch.setattr(conv, '_MANY_PIXELS', 1)
+  monkeypatch.setattr(conv, '_MANY_CHANNELS', {'convolve': 1, 'kernel_gradient': 1})
+  monkeypatch.setattr(conv, '_FEW_OUTPUTS', few_outputs)
+  monkeypatch.setattr(conv, '_TINY', 0)
+  fast, plain = PAIRS[kind]
+  arguments = _inputs(kind, size, 6, 5)
+  for derive in (lambda f: f, _gradients, _penalty_gradients):
+    assert_close(jax.jit(derive(fast))(*arguments), jax.jit(derive(plain))(*arguments))
+
+
+def test_transposes_of_few_outputs_go_by_phases_on_cpu_only():
+  def lower(outputs, platform):
+    traced = jax.jit(PAIRS['odd'][0]).trace(*_inputs('odd', (6, 5), 2, outputs))
+    return traced.lower(lowering_platforms=(platform,)).as_text().count('stablehlo.convolution')
+
+  assert [lower(32, platform) for platform in ('cpu', 'tpu', 'cuda')] == [4, 1, 1]
+  assert lower(33, 'cpu') == 1
+
+
 @pytest.mark.parametrize('kind', PAIRS)
 def test_kernel_gradients_in_chunks_equal_those_in_one(kind, monkeypatch):
   fast, plain = PAIRS[kind]
