@@ -6,7 +6,7 @@ Variants:
   code    the recipe of the public code
   psgan   the same without the neck in the skin, as PSGAN's authors train it, for 50 epochs
 After a comma, flags:
-  paired  learn from rendered pairs as well, whose true result is known
+  paired  learn from rendered pairs by their true results alone: no adversary, no histograms
   demo    48 pixels of rendered faces, a small network: an hour on a slow core
   smoke   32 pixels, ten steps: seconds, for tests
 
@@ -110,8 +110,6 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.data.eval_split = 'validation'
     config.model.image_size = 256
     config.augment.crop_size = 192  # Of a head little more than the face.
-    config.loss.paired = 20.0
-    config.best_metric = 'transfer/l1'
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'
@@ -132,6 +130,14 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.checkpoint_steps = 250
     config.keep_best = 1
     config.best_metric = 'transfer/l1'
+  if 'paired' in flags:
+    for term in ('adversarial', 'cycle', 'perceptual', 'identity', 'lips', 'skin', 'eyes'):
+      config.loss.weights[term] = 0.0
+    config.loss.paired = 20.0
+    config.loss.perceptual = 'none'
+    config.best_metric = 'transfer/l1'
+    if 'demo' in flags:
+      config.batch_size = 8
   if 'smoke' in flags:
     config.data.name = 'synthetic_faces/makeup_16'
     config.data.eval_split = 'validation'

@@ -6,7 +6,7 @@ Variants:
   code   the recipe of the public code, but for its doubled optimizer step and its face network that is never loaded
   paper  the paper's: batches of three, half the learning rate, random crops, the log GAN of its equation 8
 After a comma, flags:
-  paired  learn from rendered pairs as well, whose true result is known
+  paired  learn from rendered pairs by their true results alone: no adversary, no cycle
   demo    48 pixels of rendered faces, a small network without the face network: an hour on a slow core
   smoke   32 pixels, ten steps: seconds, for tests
 
@@ -129,11 +129,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.data.name = 'synthetic_faces/makeup_aligned_256'
     config.data.eval_split = 'validation'
     config.model.image_size = 256
-    config.model.passes_through = True
     config.augment.crop_size = 192  # Of a head little more than the face.
-    config.loss.paired = 20.0
-    config.loss.weights.background = 20.0
-    config.best_metric = 'transfer/l1'
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'
@@ -158,6 +154,15 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.eval_steps = config.render_steps = 1000
     config.checkpoint_steps = 250
     config.best_metric = 'transfer/l1'
+  if 'paired' in flags:
+    for term in ('adversarial', 'style', 'content', 'cycle', 'perceptual', 'background'):
+      config.loss.weights[term] = 0.0
+    config.loss.paired = 20.0
+    config.loss.perceptual = 'none'
+    config.model.passes_through = True
+    config.best_metric = 'transfer/l1'
+    if 'demo' in flags:
+      config.batch_size = 8
   if 'smoke' in flags:
     config.data.name = 'synthetic_faces/makeup_16'
     config.data.eval_split = 'validation'

@@ -27,7 +27,10 @@ from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, together
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-  """Factors of the terms, each the sum over both directions (and both eyes, and all four outputs of `identity`)."""
+  """Factors of the terms, each the sum over both directions (and both eyes, and all four outputs of `identity`).
+
+  A term of weight 0 is not computed, all three of makeup's histograms only together.
+  """
 
   adversarial: float = 1.0
   cycle: float = 5.0
@@ -92,7 +95,7 @@ class BeautyGanTask(MakeupTask):
       metrics.update(terms)  # The generator comes last: 'grad_norm' is its own.
       return model_state
 
-    for name in 'ab':
+    for name in 'ab' if self.weights.adversarial else '':
       loss_fn = functools.partial(self._discriminator_loss, name, params['generator'])
       spectral[name] = update(f'discriminator_{name}', loss_fn, spectral[name])
     judges = {name: params[f'discriminator_{name}'] for name in 'ab'}
@@ -130,25 +133,32 @@ class BeautyGanTask(MakeupTask):
   ) -> tuple[jax.Array, PyTree, Metrics]:
     """Loss of the generator, the singular vectors after it, and the terms as they enter the sum."""
     a, b = target.image, reference.image
-    # Three pairs in one pass: target and reference, and either with itself.
-    outputs = self._generate(params, together(a, a, b), together(b, a, b))
-    (made_up, *same_1), (cleaned, *same_2) = (apart(output, 3) for output in outputs)
-    # The cleaned reference is made up again by the made-up target.
-    made_up_again, cleaned_again = self._generate(params, cleaned, made_up)
-    scores_a, spectral_a = self.judge(judges['a'], spectral['a'], made_up)
-    scores_b, spectral_b = self.judge(judges['b'], spectral['b'], cleaned)
-    terms = {
-      'adversarial': jnp.square(scores_a - 1).mean() + jnp.square(scores_b - 1).mean(),
-      'cycle': l1_loss(cleaned_again, a) + l1_loss(made_up_again, b),
-      'identity': sum(l1_loss(same, own) for pair in (same_1, same_2) for same, own in zip(pair, (a, b), strict=True)),
-      **self._histograms(made_up, cleaned, target, reference),
-    }
-    if self.perceptual is not None:
+    terms = {}
+    if self.weights.identity:
+      # Three pairs in one pass: target and reference, and either with itself.
+      outputs = self._generate(params, together(a, a, b), together(b, a, b))
+      (made_up, *same_1), (cleaned, *same_2) = (apart(output, 3) for output in outputs)
+      pairs = zip((*same_1, *same_2), (a, b, a, b), strict=True)
+      terms['identity'] = sum(l1_loss(same, own) for same, own in pairs)
+    else:
+      made_up, cleaned = self._generate(params, a, b)
+    if self.weights.adversarial:
+      scores_a, vectors_a = self.judge(judges['a'], spectral['a'], made_up)
+      scores_b, vectors_b = self.judge(judges['b'], spectral['b'], cleaned)
+      spectral = {'a': vectors_a, 'b': vectors_b}
+      terms['adversarial'] = jnp.square(scores_a - 1).mean() + jnp.square(scores_b - 1).mean()
+    if self.weights.cycle:
+      # The cleaned reference is made up again by the made-up target.
+      made_up_again, cleaned_again = self._generate(params, cleaned, made_up)
+      terms['cycle'] = l1_loss(cleaned_again, a) + l1_loss(made_up_again, b)
+    if self.weights.lips or self.weights.skin or self.weights.eyes:
+      terms |= self._histograms(made_up, cleaned, target, reference)
+    if self.perceptual is not None and self.weights.perceptual:
       terms['perceptual'] = self.perceptual(frozen, made_up, a) + self.perceptual(frozen, cleaned, b)
     terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
     if self.paired:
       terms['paired'] = self.paired * paired_loss(made_up, target)
-    return sum(terms.values()), {'a': spectral_a, 'b': spectral_b}, terms
+    return sum(terms.values()), spectral, terms
 
   def _histograms(self, made_up: jax.Array, cleaned: jax.Array, target: Faces, reference: Faces) -> Metrics:
     margin = max(1, round(self.eye_margin * target.label.shape[1]))

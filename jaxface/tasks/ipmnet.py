@@ -31,7 +31,7 @@ from jaxface.texture import RECIPES, TextureRecipe, content_input, keep_mask, te
 class LossWeights:
   """Factors of the terms, each the sum over both domains; the defaults are those of the public code.
 
-  The paper gives no weights and has no `cycle`.
+  The paper gives no weights and has no `cycle`. A term of weight 0 is not computed.
   """
 
   adversarial: float = 1.0
@@ -42,6 +42,11 @@ class LossWeights:
   perceptual: float = 5.0
   background: float = 1.0
   foreground: float = 20.0
+
+  @property
+  def crossing(self) -> bool:
+    """Whether any term looks at faces that crossed over to the other domain."""
+    return any((self.adversarial, self.style, self.content, self.cycle, self.perceptual, self.background))
 
 
 class Draws(NamedTuple):
@@ -118,10 +123,10 @@ class IpmNetTask(MakeupTask):
       loss, terms = self.generator_loss(generator, params['discriminators'], state.frozen, **rows)
       return loss, (None, {'loss': loss, **terms})
 
-    for name, loss_fn, draw_key in (
-      ('discriminators', discriminators_loss, discriminators_key),
-      ('generator', generator_loss, generator_key),
-    ):
+    updates = [('generator', generator_loss, generator_key)]
+    if self.weights.adversarial:
+      updates.insert(0, ('discriminators', discriminators_loss, discriminators_key))
+    for name, loss_fn, draw_key in updates:
       rows = {'a': a, 'b': b, 'draws': self.draw(row_keys(draw_key, batch))}
       params[name], opt_state[name], _, terms = update_network(
         loss_fn,
@@ -172,32 +177,40 @@ class IpmNetTask(MakeupTask):
     inputs = together(self._input(a, draws.textures[0]), self._input(b, draws.textures[1]))
     content = apply('encode_content', inputs)
     own = apply('encode_style', together(a.image, b.image))
-    crossing = self._crossing_styles(own, draws)
-    decoded = apply('decode', together(content, content), together(own, crossing), together(inputs, inputs))
-    rebuilt, crossed = apart(decoded, 2)
-    a_as_b, b_as_a = apart(crossed, 2)
-
-    again = together(
-      self._input(a._replace(image=a_as_b), draws.textures[2]), self._input(b._replace(image=b_as_a), draws.textures[3])
-    )
-    content_again = apply('encode_content', again)
-    cycled = apply('decode', content_again, own, again)
     keep = keep_mask(together(a.label, b.label))
     images = together(a.image, b.image)
 
+    terms = {}
+    if self.weights.crossing:
+      crossing = self._crossing_styles(own, draws)
+      decoded = apply('decode', together(content, content), together(own, crossing), together(inputs, inputs))
+      rebuilt, crossed = apart(decoded, 2)
+      a_as_b, b_as_a = apart(crossed, 2)
+    else:
+      rebuilt = apply('decode', content, own, inputs)
+      b_as_a = apply('decode', apart(content, 2)[1], apart(own, 2)[0], apart(inputs, 2)[1])
+
     # Means over both domains together are half the sum of the two.
     both = lambda x, y: 2 * l1_loss(x, y)
-    terms = {
-      'adversarial': gan.generator_loss(self.gan_kind, self._judge(judges['a']), b_as_a)
-      + gan.generator_loss(self.gan_kind, self._judge(judges['b']), a_as_b),
-      'reconstruction': both(rebuilt, images),
-      'style': 2 * jnp.abs(apply('encode_style', crossed) - crossing).mean(),
-      'content': both(content_again, content),
-      'cycle': both(cycled, images),
-      'background': both(crossed * keep, images * keep),
-      'foreground': both(rebuilt * (1 - keep), images * (1 - keep)),
-    }
-    if self.perceptual is not None:
+    terms['reconstruction'] = both(rebuilt, images)
+    terms['foreground'] = both(rebuilt * (1 - keep), images * (1 - keep))
+    if self.weights.adversarial:
+      terms['adversarial'] = gan.generator_loss(self.gan_kind, self._judge(judges['a']), b_as_a)
+      terms['adversarial'] += gan.generator_loss(self.gan_kind, self._judge(judges['b']), a_as_b)
+    if self.weights.style:
+      terms['style'] = 2 * jnp.abs(apply('encode_style', crossed) - crossing).mean()
+    if self.weights.content or self.weights.cycle:
+      again = together(
+        self._input(a._replace(image=a_as_b), draws.textures[2]),
+        self._input(b._replace(image=b_as_a), draws.textures[3]),
+      )
+      content_again = apply('encode_content', again)
+      terms['content'] = both(content_again, content)
+    if self.weights.cycle:
+      terms['cycle'] = both(apply('decode', content_again, own, again), images)
+    if self.weights.background:
+      terms['background'] = both(crossed * keep, images * keep)
+    if self.perceptual is not None and self.weights.perceptual:
       terms['perceptual'] = 2 * self.perceptual(frozen, crossed, images)
     terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
     if self.paired:
