@@ -34,6 +34,8 @@ _TINY = 2
 # Where `winograd` pays on CPU: for its matrix products the channels, for its tiles of four the pixels must be many.
 _MANY_PIXELS = 16
 _MANY_CHANNELS = {'convolve': 64, 'kernel_gradient': 32}
+# Of fewer pixels in all it takes longer to transform the kernel, or its gradient, than is saved.
+_WORTH_A_KERNEL = 512
 # Up to so many outputs XLA on CPU is slow at transposed convolutions by stride 2.
 _FEW_OUTPUTS = 32
 
@@ -214,6 +216,7 @@ def _kernel_gradient_by_products(geometry: _Geometry, x: jax.Array, y: jax.Array
 
 def _by_tiles(geometry: _Geometry, x: jax.Array, channels: tuple[int, ...], kind: str) -> bool:
   few = min(geometry.out_height, geometry.out_width) < _MANY_PIXELS or min(channels) < _MANY_CHANNELS[kind]
+  few |= len(x) * geometry.out_height * geometry.out_width < _WORTH_A_KERNEL
   return not few and geometry.stride == 1 and geometry.size == 3 and x.dtype == jnp.float32
 
 
