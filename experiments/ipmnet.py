@@ -162,7 +162,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.passes_through = True
     config.best_metric = 'transfer/l1'
     if 'demo' in flags:
-      config.batch_size = 8
+      config.batch_size, config.total_steps = 8, 4000
   if 'smoke' in flags:
     config.data.name = 'synthetic_faces/makeup_16'
     config.data.eval_split = 'validation'
