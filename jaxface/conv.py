@@ -203,8 +203,8 @@ def _kernel_gradient_by_products(geometry: _Geometry, x: jax.Array, y: jax.Array
     x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     return lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
-  picture_bytes = 4 * geometry.out_height * geometry.out_width * width(taps_of_x)
-  chunk = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * picture_bytes <= _CHUNK_BYTES))
+  numbers = geometry.out_height * geometry.out_width * width(taps_of_x)
+  chunk = winograd.chunk_size(batch, numbers, _CHUNK_BYTES)
   if chunk == batch:
     total = product(x, y)
   else:

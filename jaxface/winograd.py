@@ -75,7 +75,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows = jnp.stack([_combine(weights, products) for weights in _BY_TWO.results.T], 2)
     return rows.reshape(len(x), -1, width, kernel.shape[-1])[:, :height]
 
-  chunk = _chunk(batch, 4 * _BY_TWO.tiles(height) * width * sum(kernel.shape[2:]), _CONVOLVED_BYTES)
+  chunk = chunk_size(batch, 4 * _BY_TWO.tiles(height) * width * sum(kernel.shape[2:]), _CONVOLVED_BYTES)
   if chunk == batch:
     return some(x)
   return lax.map(some, x.reshape(-1, chunk, *x.shape[1:])).reshape(batch, height, width, -1)
@@ -99,7 +99,7 @@ def kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.stack(products, 1)
 
   numbers = 36 * form.tiles(height) * form.tiles(width) * (x.shape[-1] + y.shape[-1])
-  chunk = _chunk(batch, numbers, _CHUNK_BYTES)
+  chunk = chunk_size(batch, numbers, _CHUNK_BYTES)
   total = some(x[:chunk], y[:chunk])
   if chunk < batch:
     cut = lambda t, i: lax.dynamic_slice_in_dim(t, i * chunk, chunk)
@@ -108,8 +108,8 @@ def kernel_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
   return jnp.einsum('jkio,jt,ku->tuio', total, taps, taps)
 
 
-def _chunk(batch: int, numbers: int, limit: int) -> int:
-  """How many pictures to work on at once, of which each takes so many float32 numbers."""
+def chunk_size(batch: int, numbers: int, limit: int) -> int:
+  """How many pictures to work on at once, of which each takes so many float32 numbers, within `limit` bytes."""
   return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or 4 * n * numbers <= limit))
 
 
