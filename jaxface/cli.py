@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxface.cpu_environment import restart_for_cpu_programs
 from jaxface.errors import UserError
-from jaxface.host_memory import restart_with_huge_pages
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -299,7 +299,7 @@ def _print_version() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns its exit status: 0, 1 for a run that failed, 2 for wrong input."""
   if argv is None:  # The process is ours.
-    restart_with_huge_pages()
+    restart_for_cpu_programs()
   logging.basicConfig(level=logging.WARNING, format='jaxface: %(levelname)s: %(message)s')
   logging.getLogger('absl').setLevel(logging.ERROR)
   # Third parties' deprecations are not the user's business.

@@ -115,9 +115,7 @@ class MakeupTask(abc.ABC):
     b = (batch['image'], batch['label'])
     return (
       self.faces(*a, made_up=True, keys=row_keys(a_key, batch)),
-      self.faces(
-        *b, made_up=False, keys=row_keys(b_key, batch), truth=batch['makeup_image'] if self.paired else None
-      ),
+      self.faces(*b, made_up=False, keys=row_keys(b_key, batch), truth=batch['makeup_image'] if self.paired else None),
     )
 
   @property
