@@ -64,6 +64,8 @@ OPTIMIZERS = {
 }
 
 DECAYS = ('constant', 'cosine', 'linear', 'poly', 'halve')
+# Those that go by the number of steps in all.
+ENDING_DECAYS = ('cosine', 'linear', 'poly')
 
 
 def learning_rate_schedule(

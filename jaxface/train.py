@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import signal
 import types
@@ -21,6 +22,7 @@ from jaxface.checkpoint import Checkpoints
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_state
 from jaxface.folders import folder, written_locally
+from jaxface.optimizers import ENDING_DECAYS
 from jaxface.parallel import Batch, Engine, check_batch_size
 from jaxface.processes import giving_up_together, process_and_count, speaks
 from jaxface.runlog import RunLog, SilentLog, read_metrics
@@ -203,7 +205,14 @@ def _check_numbers(config: ConfigDict, engine: Engine) -> None:
 
 def _describe_run(config: ConfigDict, workdir: Path, engine: Engine) -> None:
   state = engine.abstract_saved
-  workdirs.open_run(workdir, config)
+  before = workdirs.open_run(workdir, config)
+  if before is not None and before.total_steps != config.total_steps and config.optimizer.decay in ENDING_DECAYS:
+    logging.getLogger(__name__).warning(
+      'total_steps was %d and is %d: from here the learning rate decays (%s) as if it had been so from the start',
+      before.total_steps,
+      config.total_steps,
+      config.optimizer.decay,
+    )
   # One more than are kept: the new one is written before an old one goes.
   workdirs.check_disk(workdir, (config.keep_last + config.keep_best + 1) * size_in_bytes(state))
   (workdir / 'parameters.txt').write_text(parameter_table(state.params) + '\n')

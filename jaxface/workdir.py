@@ -127,10 +127,14 @@ def environment() -> dict[str, Any]:
   }
 
 
-def open_run(workdir: Path, config: ConfigDict) -> None:
-  """Writes `config` and the environment into `workdir`; a run of another configuration there is an error."""
-  if (workdir / CONFIG_FILE).is_file():
-    changed = differences(read_config(workdir), config)
+def open_run(workdir: Path, config: ConfigDict) -> ConfigDict | None:
+  """Writes `config` and the environment into `workdir`; a run of another configuration there is an error.
+
+  Returns the configuration that the run there was last opened with, None for a new run.
+  """
+  before = read_config(workdir) if (workdir / CONFIG_FILE).is_file() else None
+  if before is not None:
+    changed = differences(before, config)
     if changed:
       raise UserError(
         f'{workdir} holds a run of another configuration ({"; ".join(changed[:3])}'
@@ -138,6 +142,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
       )
   write_atomically(workdir / CONFIG_FILE, config.to_json(indent=2))
   write_atomically(workdir / ENVIRONMENT_FILE, json.dumps(environment(), indent=2))
+  return before
 
 
 def check_shared(workdir: Path) -> None:

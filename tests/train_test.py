@@ -133,6 +133,18 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name(config, tmp_path):
     train(config, tmp_path / 'run', quiet=True)
 
 
+@pytest.mark.parametrize(('decay', 'told'), [('cosine', True), ('constant', False)])
+def test_another_number_of_steps_is_told_to_change_the_learning_rate(whole_run, tmp_path, caplog, decay, told):
+  workdir, config = _cut(whole_run, tmp_path, 6), whole_run[1].copy_and_resolve_references()
+  config.optimizer.decay = decay
+  (workdir / 'config.json').write_text(config.to_json())
+  train(config, workdir, quiet=True)
+  assert 'total_steps' not in caplog.text
+  config.total_steps = 4
+  assert train(config, workdir, quiet=True).step == 6
+  assert ('total_steps was 6 and is 4' in caplog.text) == told
+
+
 def test_weights_of_another_run_start_a_new_one(whole_run, config, tmp_path):
   config.init_from = str(whole_run[0])
   config.total_steps = 1
