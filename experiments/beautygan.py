@@ -137,7 +137,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.loss.perceptual = 'none'
     config.best_metric = 'transfer/l1'
     if 'demo' in flags:
-      config.batch_size, config.total_steps = 8, 4000
+      config.batch_size, config.total_steps = 8, 12_000
   if 'smoke' in flags:
     config.data.name = 'synthetic_faces/makeup_16'
     config.data.eval_split = 'validation'

@@ -75,6 +75,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.loss.penalty = 0.01  # Of the discriminators' gradient.
   config.loss.perceptual = 'vggface2'  # Or 'random', or 'none'.
   config.loss.paired = 0.0  # Factor of the distance to the true result, which only rendered pairs have.
+  config.loss.colours = 0.0  # Factor of the distance of a style's first nine numbers to its face's mean colours.
   config.loss.weights = ml_collections.ConfigDict()
   config.loss.weights.adversarial = 1.0
   config.loss.weights.reconstruction = 20.0
@@ -155,21 +156,26 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.checkpoint_steps = 250
     config.best_metric = 'transfer/l1'
   if 'paired' in flags:
-    for term in ('adversarial', 'style', 'content', 'cycle', 'perceptual', 'background'):
+    for term in config.loss.weights:
       config.loss.weights[term] = 0.0
     config.loss.paired = 20.0
+    config.loss.colours = 10.0
     config.loss.perceptual = 'none'
     config.model.passes_through = True
+    config.optimizer.options.b1 = 0.9
+    config.optimizer.rates = ml_collections.ConfigDict({'decoder/final': 0.05})  # Or it would blur what it passes.
     config.best_metric = 'transfer/l1'
     if 'demo' in flags:
-      config.batch_size, config.total_steps = 8, 4000
+      config.texture.low, config.texture.high = 0.4, 0.6  # No adversary sees what edges are left.
+      config.batch_size, config.total_steps = 8, 12_000
+      config.optimizer.learning_rate = 4e-3
   if 'smoke' in flags:
     config.data.name = 'synthetic_faces/makeup_16'
     config.data.eval_split = 'validation'
     config.model.image_size = config.augment.crop_size = 32
     config.model.dim = config.model.discriminator_dim = 4
     config.model.mlp_dim = 8
-    config.model.style_dim = 4
+    config.model.style_dim = 12
     config.model.num_downsamples = config.model.num_blocks = 1
     config.model.discriminator_layers = 2
     config.model.discriminator_scales = 1

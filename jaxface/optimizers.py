@@ -1,6 +1,6 @@
 """Optimizers by name, as optax transformations; Keras's own Adam and PyTorch's SGD among them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -105,15 +105,21 @@ def learning_rate_schedule(
 
 
 def scale_rates(factors: Mapping[str, float]) -> optax.GradientTransformation:
-  """Multiplies the updates of the parts of the network that `factors` names, by the first key of their path."""
+  """Multiplies the updates of the parts of the network that `factors` names: 'head', or 'decoder/final' within one."""
+
+  def scale(updates: optax.Updates, part: Sequence[str], factor: float) -> optax.Updates:
+    if not part:
+      return jax.tree.map(lambda leaf: leaf * factor, updates)
+    name, *within = part
+    if name not in updates:
+      raise UserError(f'optimizer.rates names {name!r}; the network has {", ".join(updates)}')
+    return {**updates, name: scale(updates[name], within, factor)}
 
   def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
     del params
-    unknown = factors.keys() - updates.keys()
-    if unknown:
-      raise UserError(f'optimizer.rates names {min(unknown)!r}; the network has {", ".join(updates)}')
-    scale = lambda part: jax.tree.map(lambda leaf: leaf * factors[part], updates[part])
-    return {**updates, **{part: scale(part) for part in factors}}
+    for part, factor in factors.items():
+      updates = scale(updates, part.split('/'), factor)
+    return updates
 
   return optax.stateless(update)
 

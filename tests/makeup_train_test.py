@@ -18,7 +18,7 @@ from jaxface.input_pipeline import open_dataset
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import count
 from jaxface.tasks import make_task
-from jaxface.tasks.makeup import Faces, paired_loss
+from jaxface.tasks.makeup import COLOURS, Faces, colours_loss, paired_loss
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
 from tests.smoke import (
@@ -135,7 +135,7 @@ def test_true_results_are_learnt_from_where_they_are_known(makeup_dir, system):
   # By the true results alone nothing else is computed.
   alone = make_task(experiment(system, 'code,paired', makeup_dir))
   computed = jax.eval_shape(alone.train_step, jax.eval_shape(alone.init, key), batch, key)[1]
-  own = {'ipmnet': {'reconstruction', 'foreground'}, 'beautygan': set()}[system]
+  own = {'ipmnet': {'colours'}, 'beautygan': set()}[system]
   assert set(computed) == {'loss', 'grad_norm', 'paired', *own}
   # Evaluation with drawn references, of which there is no true result, must do without.
   assert 'makeup_image' not in make_task(config, training=False).batch_fields
@@ -153,6 +153,18 @@ def test_every_region_counts_alike_in_the_distance_to_the_true_result():
   assert paired_loss(truth, target) == 0
   np.testing.assert_allclose(paired_loss(off[lips], target), 0.5 * (1 + share), rtol=1e-5)
   np.testing.assert_allclose(paired_loss(off[skin], target), 0.5 * (1 + 1 - share), rtol=1e-5)
+
+
+def test_styles_say_the_colours_of_the_regions_a_face_has():
+  label = np.full((2, 32, 32), labels.index('skin'), np.uint8)
+  label[0, 20:22, 10:20] = labels.index('l_lip')
+  lips = label[..., None] == labels.index('l_lip')
+  faces = Faces(np.where(lips, np.float32([0.5, -0.5, 0.1]), np.float32([0.2, 0.1, -0.3])), label)
+  styles = np.zeros((2, COLOURS + 1), np.float32)
+  styles[:, :3], styles[:, 6:9], styles[:, 9] = (0.5, -0.5, 0.1), (0.2, 0.1, -0.3), 7
+  assert colours_loss(styles, faces) == pytest.approx(0, abs=1e-6)  # Nobody has eyes.
+  styles[:, 0] += 0.6  # Of two, one has lips, and a ninth of the numbers is wrong.
+  np.testing.assert_allclose(colours_loss(styles, faces), 0.6 / 2 / 9, rtol=1e-5)
 
 
 @pytest.mark.parametrize('system', SYSTEMS)

@@ -22,7 +22,7 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, face_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import update_network
-from jaxface.tasks.makeup import Faces, MakeupTask, make_framing, paired_loss
+from jaxface.tasks.makeup import COLOURS, Faces, MakeupTask, colours_loss, make_framing, paired_loss
 from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, row_keys, together
 from jaxface.texture import RECIPES, TextureRecipe, content_input, keep_mask, texture
 
@@ -43,19 +43,25 @@ class LossWeights:
   background: float = 1.0
   foreground: float = 20.0
 
-  @property
-  def crossing(self) -> bool:
-    """Whether any term looks at faces that crossed over to the other domain."""
-    return any((self.adversarial, self.style, self.content, self.cycle, self.perceptual, self.background))
+  def any(self) -> bool:
+    """Whether there is anything to learn from faces whose true result is not known."""
+    return any(vars(self).values())
 
 
 class Draws(NamedTuple):
-  """What an update draws: a style for each domain [B, D] and the weights of the textures, [B] for each encoding."""
+  """What an update draws: a style for each domain [B, D] and the weights of the textures, [B] for each encoding.
+
+  `own` [B]: where the true result is learnt from, which targets wear their own face, and are to come back.
+  """
 
   style_a: jax.Array
   style_b: jax.Array
   textures: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+  own: jax.Array | None = None
 
+
+# Share of the targets that wear their own face where the true result is learnt from.
+_OWN = 0.25
 
 # What an update learns from, row by row: both sides 'a' and 'b', and the 'draws'.
 _Rows = Mapping[str, Faces | Draws]
@@ -76,23 +82,33 @@ class IpmNetTask(MakeupTask):
     perceptual: features whose change identity is kept by; None leaves the term out. Its variables are `frozen`.
     gan_kind: see `jaxface.gan`.
     penalty: factor of the discriminators' gradient penalty.
+    colours: factor of `colours_loss`, 0 leaves it out.
   """
 
   generator: IPMNet
   discriminator: MultiScaleDiscriminator
   optimizer: optax.GradientTransformation
+  judges_optimizer: optax.GradientTransformation | None = None  # None: the generator's.
   weights: LossWeights = dataclasses.field(default_factory=LossWeights)
   textures: tuple[TextureRecipe, TextureRecipe] = (RECIPES['non_makeup'], RECIPES['makeup'])
   texture_range: tuple[float, float] = (0.8, 1.2)
   perceptual: PerceptualLoss | None = None
   gan_kind: str = 'lsgan'
   penalty: float = 0.01
+  colours: float = 0.0
   accumulate_steps: int = 1
   ema_decay: float = 0.0  # Of the generator; 0: no averaged copy.
   axis_name: str | None = None
 
   def __post_init__(self) -> None:
     gan.measure_of(self.gan_kind)
+    if self.colours and self.generator.style_dim < COLOURS:
+      raise UserError(f'style_dim={self.generator.style_dim} has no room for {COLOURS} colours; or take loss.colours=0')
+
+  @property
+  def optimizers(self) -> dict[str, optax.GradientTransformation]:
+    """By network, as the state has them."""
+    return {'generator': self.optimizer, 'discriminators': self.judges_optimizer or self.optimizer}
 
   def init(self, key: jax.Array) -> TrainState:
     """A fresh state: He-normal kernels (fan in), zero biases."""
@@ -101,7 +117,7 @@ class IpmNetTask(MakeupTask):
     generator = self.generator.init(generator_key, image, image)['params']
     judges = [self.discriminator.init(k, image)['params'] for k in discriminator_keys]
     params = {'generator': generator, 'discriminators': dict(zip('ab', judges, strict=True))}
-    opt_state = {name: self.optimizer.init(network) for name, network in params.items()}
+    opt_state = {name: self.optimizers[name].init(network) for name, network in params.items()}
     state = first_state(params, None, opt_state)
     return state.replace(ema={'generator': generator} if self.ema_decay else None)
 
@@ -134,7 +150,7 @@ class IpmNetTask(MakeupTask):
         opt_state[name],
         None,
         rows,
-        self.optimizer,
+        self.optimizers[name],
         accumulate_steps=self.accumulate_steps,
         axis_name=self.axis_name,
       )
@@ -145,14 +161,15 @@ class IpmNetTask(MakeupTask):
   def draw(self, keys: jax.Array) -> Draws:
     """What one update draws, every row by its own key [B]."""
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
       a, b, weights = jax.random.split(key, 3)
       low, high = self.texture_range
       normal = lambda k: jax.random.normal(k, (self.generator.style_dim,))
-      return normal(a), normal(b), jax.random.uniform(weights, (4,), minval=low, maxval=high)
+      own = jax.random.bernoulli(jax.random.fold_in(key, 3), _OWN)
+      return normal(a), normal(b), jax.random.uniform(weights, (4,), minval=low, maxval=high), own
 
-    style_a, style_b, weights = jax.vmap(one)(keys)
-    return Draws(style_a, style_b, tuple(weights.T))
+    style_a, style_b, weights, own = jax.vmap(one)(keys)
+    return Draws(style_a, style_b, tuple(weights.T), own)
 
   def discriminators_loss(self, judges: PyTree, generator: PyTree, *, a: Faces, b: Faces, draws: Draws) -> jax.Array:
     """Loss of both discriminators on what the generator makes of noise styles."""
@@ -172,6 +189,31 @@ class IpmNetTask(MakeupTask):
     self, params: PyTree, judges: PyTree, frozen: PyTree, *, a: Faces, b: Faces, draws: Draws
   ) -> tuple[jax.Array, Metrics]:
     """Loss of the generator and its terms as they enter the sum."""
+    terms = {}
+    if self.weights.any():
+      terms = self._unpaired_terms(params, judges, frozen, a, b, draws)
+    if self.paired:
+      terms |= self._paired_terms(params, a, b, draws)
+    return sum(terms.values()), terms
+
+  def _paired_terms(self, params: PyTree, a: Faces, b: Faces, draws: Draws) -> Metrics:
+    """Targets in the makeup of their references, or their own, against the true result; colours of all styles."""
+    styles = self.generator.apply({'params': params}, together(a.image, b.image), method='encode_style')
+    theirs, own = apart(styles, 2)
+    own_face = lambda x: draws.own.reshape(-1, *(1,) * (x.ndim - 1))
+    style = jnp.where(own_face(own), own, theirs)
+    truth = jnp.where(own_face(b.image), b.image, b.truth)
+    made = self._generate(params, self._input(b, draws.textures[1]), style)
+    terms = {'paired': self.paired * paired_loss(made, b._replace(truth=truth))}
+    if self.colours:
+      faces = Faces(together(a.image, b.image), together(a.label, b.label))
+      terms['colours'] = self.colours * colours_loss(styles, faces)
+    return terms
+
+  def _unpaired_terms(
+    self, params: PyTree, judges: PyTree, frozen: PyTree, a: Faces, b: Faces, draws: Draws
+  ) -> Metrics:
+    """The terms of `LossWeights`, times these."""
     apply = lambda method, *args: self.generator.apply({'params': params}, *args, method=method)
     # Both domains go through the networks together: half as many, twice as large programs.
     inputs = together(self._input(a, draws.textures[0]), self._input(b, draws.textures[1]))
@@ -181,14 +223,10 @@ class IpmNetTask(MakeupTask):
     images = together(a.image, b.image)
 
     terms = {}
-    if self.weights.crossing:
-      crossing = self._crossing_styles(own, draws)
-      decoded = apply('decode', together(content, content), together(own, crossing), together(inputs, inputs))
-      rebuilt, crossed = apart(decoded, 2)
-      a_as_b, b_as_a = apart(crossed, 2)
-    else:
-      rebuilt = apply('decode', content, own, inputs)
-      b_as_a = apply('decode', apart(content, 2)[1], apart(own, 2)[0], apart(inputs, 2)[1])
+    crossing = self._crossing_styles(own, draws)
+    decoded = apply('decode', together(content, content), together(own, crossing), together(inputs, inputs))
+    rebuilt, crossed = apart(decoded, 2)
+    a_as_b, b_as_a = apart(crossed, 2)
 
     # Means over both domains together are half the sum of the two.
     both = lambda x, y: 2 * l1_loss(x, y)
@@ -212,10 +250,7 @@ class IpmNetTask(MakeupTask):
       terms['background'] = both(crossed * keep, images * keep)
     if self.perceptual is not None and self.weights.perceptual:
       terms['perceptual'] = 2 * self.perceptual(frozen, crossed, images)
-    terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
-    if self.paired:
-      terms['paired'] = self.paired * paired_loss(b_as_a, b)
-    return sum(terms.values()), terms
+    return {name: getattr(self.weights, name) * value for name, value in terms.items()}
 
   def code(self, state: TrainState, reference: Faces) -> jax.Array:
     """Style codes [B, D]."""
@@ -280,12 +315,15 @@ def make_ipmnet(config: ConfigDict, axis_name: str | None = None, *, training: b
       dtype=dtype,
     ),
     optimizer=make_optimizer(config.optimizer, config.total_steps),
+    # Rates are of the generator's parts.
+    judges_optimizer=make_optimizer(ConfigDict({**config.optimizer, 'rates': None}), config.total_steps),
     weights=LossWeights(**config.loss.weights),
     textures=make_recipes(config.texture.recipe, model.image_size),
     texture_range=(config.texture.low, config.texture.high),
     perceptual=perceptual,
     gan_kind=config.loss.gan,
     penalty=config.loss.penalty,
+    colours=config.loss.colours,
     accumulate_steps=config.accumulate_steps,
     ema_decay=config.ema_decay,
     axis_name=axis_name,

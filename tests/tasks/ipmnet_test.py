@@ -18,7 +18,7 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss
 from jaxface.state import TrainState
 from jaxface.tasks import make_task
-from jaxface.tasks.ipmnet import Draws, IpmNetTask
+from jaxface.tasks.ipmnet import Draws, IpmNetTask, LossWeights
 from jaxface.tasks.makeup import Faces
 from jaxface.tasks.task import apart, together
 from tests.golden import load
@@ -190,6 +190,28 @@ def test_of_pairs_faces_cross_over_in_each_others_style(tiny):
   paired = dataclasses.replace(tiny, paired=1.0)
   np.testing.assert_array_equal(paired._crossing_styles(own, draws)[:, 0], [1, 0, 3, 2, 5, 4])
   np.testing.assert_array_equal(tiny._crossing_styles(own, draws)[:, 0], [200, 100, 201, 101, 202, 102])
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_of_pairs_some_targets_wear_their_own_face(tiny, own):
+  task = dataclasses.replace(tiny, paired=1.0, weights=LossWeights(*[0.0] * 8))
+  params = task.init(jax.random.key(0)).params['generator']
+  image, truth, reference = jax.random.uniform(jax.random.key(1), (3, 1, 32, 32, 3), minval=-1.0)
+  label = jnp.full((1, 32, 32), labels.index('skin'))
+  b = Faces(image, label, jnp.zeros((1, 32, 32, 1)), truth)
+  a = b._replace(image=reference)
+  draws = Draws(None, None, (jnp.ones(1),) * 4, jnp.array([own]))
+  loss, terms = task.generator_loss(params, None, None, a=a, b=b, draws=draws)
+  style = task.generator.apply({'params': params}, image if own else reference, method='encode_style')
+  made = task._generate(params, task._input(b, jnp.ones(1)), style)
+  assert set(terms) == {'paired'}
+  # Whole, and skin, which is all there is.
+  np.testing.assert_allclose(loss, 2 * jnp.abs(made - (image if own else truth)).mean(), rtol=1e-5)
+
+
+def test_colours_need_room_in_the_style(tiny):
+  with pytest.raises(UserError, match='style_dim=3 has no room for 9 colours'):
+    dataclasses.replace(tiny, colours=1.0, generator=tiny.generator.clone(style_dim=3))
 
 
 def test_rows_draw_for_themselves(tiny):

@@ -360,3 +360,8 @@ def test_wrong_choices_say_what_is_right(changes, message):
 def test_a_rate_for_an_unknown_part_says_what_there_is():
   with pytest.raises(UserError, match="optimizer.rates names 'heads'; the network has context, head"):
     scale_rates({'heads': 10.0}).update({'context': jnp.ones(2), 'head': jnp.ones(2)}, optax.EmptyState())
+  with pytest.raises(UserError, match="optimizer.rates names 'last'; the network has first"):
+    scale_rates({'head/last': 10.0}).update({'head': {'first': jnp.ones(2)}}, optax.EmptyState())
+  within = {'head': {'first': jnp.ones(2), 'last': jnp.ones(2)}, 'context': jnp.ones(2)}
+  scaled = scale_rates({'head/last': 10.0}).update(within, optax.EmptyState())[0]
+  jax.tree.map(np.testing.assert_array_equal, scaled, {**within, 'head': {**within['head'], 'last': 10 * np.ones(2)}})
