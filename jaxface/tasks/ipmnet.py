@@ -200,9 +200,9 @@ class IpmNetTask(MakeupTask):
     """Targets in the makeup of their references, or their own, against the true result; colours of all styles."""
     styles = self.generator.apply({'params': params}, together(a.image, b.image), method='encode_style')
     theirs, own = apart(styles, 2)
-    own_face = lambda x: draws.own.reshape(-1, *(1,) * (x.ndim - 1))
-    style = jnp.where(own_face(own), own, theirs)
-    truth = jnp.where(own_face(b.image), b.image, b.truth)
+    alone = lambda x: draws.own.reshape(-1, *(1,) * (x.ndim - 1))
+    style = jnp.where(alone(own), own, theirs)
+    truth = jnp.where(alone(b.image), b.image, b.truth)
     made = self._generate(params, self._input(b, draws.textures[1]), style)
     terms = {'paired': self.paired * paired_loss(made, b._replace(truth=truth))}
     if self.colours:
@@ -323,7 +323,7 @@ def make_ipmnet(config: ConfigDict, axis_name: str | None = None, *, training: b
     perceptual=perceptual,
     gan_kind=config.loss.gan,
     penalty=config.loss.penalty,
-    colours=config.loss.colours,
+    colours=config.loss.colours if training else 0.0,
     accumulate_steps=config.accumulate_steps,
     ema_decay=config.ema_decay,
     axis_name=axis_name,
