@@ -62,21 +62,22 @@ class ConvTranspose3x3(nn.Module):
     return conv.conv_transpose3x3(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), odd=self.odd), bias
 
 
+def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+  """Mean of every channel over the whole batch, float32 [C]."""
+  local = x.mean(tuple(range(x.ndim - 1)))
+  return local if axis_name is None else lax.pmean(local, axis_name)
+
+
 def _wide(vector: jax.Array, like: jax.Array) -> jax.Array:
   return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-def _moments(x: jax.Array, near: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-  """Mean and biased variance of every channel over the whole batch, float32 [C].
-
-  In one pass, whose two sums devices add in one exchange. What is summed is the distance from `near` [C]: of two large
-  numbers that differ little the difference would be lost. The moving mean is near, and as good as 0 where it is not:
-  what is lost is a 10^-7 of the squared distance, beside `epsilon`.
-  """
-  distance = x.astype(jnp.float32) - _wide(near, x)
-  local = [d.mean(tuple(range(x.ndim - 1))) for d in (distance, jnp.square(distance))]
-  mean, square = local if axis_name is None else lax.pmean(local, axis_name)
-  return near + mean, jnp.maximum(square - jnp.square(mean), 0)
+def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+  """Mean and biased variance of every channel, float32 [C]."""
+  x = x.astype(jnp.float32)
+  mean = _mean(x, axis_name)
+  # Two passes: E[x^2] - E[x]^2 loses the variance of a channel that hardly varies.
+  return mean, _mean(jnp.square(x - _wide(mean, x)), axis_name)
 
 
 class BatchNorm(nn.Module):
@@ -116,8 +117,7 @@ class BatchNorm(nn.Module):
       return self._normalise(x, moving_mean.value - shift, moving_var.value, scale, bias)
 
     axis_name = None if self.is_initializing() else self.axis_name
-    near = moving_mean.value - lax.stop_gradient(shift)
-    y, mean, var = self._normalise_batch(x, scale, bias, near, axis_name)
+    y, mean, var = self._normalise_batch(x, scale, bias, axis_name)
     if not self.is_initializing():
       count = x.size // x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
       # One value per channel has no unbiased variance.
@@ -130,8 +130,8 @@ class BatchNorm(nn.Module):
     factor = scale * lax.rsqrt(var + self.epsilon)
     return ((x.astype(jnp.float32) - _wide(mean, x)) * _wide(factor, x) + _wide(bias, x)).astype(self.dtype)
 
-  def _normalise_batch(self, x, scale, bias, near, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
-    mean, var = _moments(x, near, axis_name)
+  def _normalise_batch(self, x, scale, bias, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+    mean, var = _moments(x, axis_name)
     return self._normalise(x, mean, var, scale, bias), mean, var
 
 
@@ -141,8 +141,8 @@ class BatchNormElu(BatchNorm):
   def _normalise(self, x, mean, var, scale, bias) -> jax.Array:
     return elu(super()._normalise(x, mean, var, scale, bias))
 
-  def _normalise_batch(self, x, scale, bias, near, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
-    y, mean, var = _norm_elu((self.epsilon, axis_name), x, scale, bias, near)
+  def _normalise_batch(self, x, scale, bias, axis_name) -> tuple[jax.Array, jax.Array, jax.Array]:
+    y, mean, var = _norm_elu((self.epsilon, axis_name), x, scale, bias)
     return y.astype(self.dtype), mean, var
 
 
@@ -156,14 +156,14 @@ def elu(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _norm_elu(options: tuple[float, str | None], x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array):
-  """ELU of the normalised batch in float32, and the statistics, which are not to be differentiated; nor is `near`."""
-  return _norm_elu_forward(options, x, scale, bias, near)[0]
+def _norm_elu(options: tuple[float, str | None], x: jax.Array, scale: jax.Array, bias: jax.Array):
+  """ELU of the normalised batch in float32, and the statistics, which are not to be differentiated."""
+  return _norm_elu_forward(options, x, scale, bias)[0]
 
 
-def _norm_elu_forward(options, x, scale, bias, near):
+def _norm_elu_forward(options, x, scale, bias):
   epsilon, axis_name = options
-  mean, var = _moments(x, near, axis_name)
+  mean, var = _moments(x, axis_name)
   scaled = (x.astype(jnp.float32) - _wide(mean, x)) * _wide(scale * lax.rsqrt(var + epsilon), x) + _wide(bias, x)
   return (elu(scaled), mean, var), (x, scale, bias, mean, var)
 
@@ -186,7 +186,7 @@ def _norm_elu_backward(options, saved, gradients):
     offset, slope = lax.pmean((offset, slope), axis_name)
   normalised = (values - _wide(mean, x)) * _wide(inverse, x)
   dx = _wide(scale * inverse, x) * (dscaled - _wide(offset, x) - normalised * _wide(slope, x))
-  return dx.astype(x.dtype), dscale, dbias, None
+  return dx.astype(x.dtype), dscale, dbias
 
 
 _norm_elu.defvjp(_norm_elu_forward, _norm_elu_backward)

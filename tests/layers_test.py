@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxface.layers import BatchNorm, BatchNormElu, Conv3x3, ConvTranspose3x3
 
-# Two of the channels hardly vary about a mean far from 0, where a one-pass variance fails that is not taken near it.
+# Two of the channels hardly vary about a mean far from 0, where a one-pass variance would fail.
 X = np.random.default_rng(0).standard_normal((8, 3, 2, 5)).astype(np.float32) * (1, 2, 1e-2, 1e-2, 0.5)
 X = (X + np.array([0, -1, 3, -5, 0.5])).astype(np.float32)
 
@@ -22,10 +22,7 @@ def _variables(norm, x=X):
   def positive(leaf):
     return np.asarray(leaf + 0.3 * np.abs(rng.standard_normal(leaf.shape)), np.float32)
 
-  variables = jax.tree.map(positive, variables)
-  # As they are when training is under way.
-  variables['batch_stats']['mean'] = x.mean(tuple(range(x.ndim - 1))) + np.float32(0.02)
-  return variables
+  return jax.tree.map(positive, variables)
 
 
 def _train(norm, variables, x, **options):
@@ -63,15 +60,6 @@ def test_batch_norm_options_are_flax_batch_norm():
     np.testing.assert_allclose(new[name], updated['batch_stats'][name], rtol=1e-5)
 
 
-def test_a_first_batch_far_from_the_moving_mean_loses_little():
-  norm = BatchNorm(momentum=0.0, biased_moving_variance=True)
-  _, new = _train(norm, norm.init(jax.random.key(0), X, train=True), X)
-  x = X.astype(np.float64)
-  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-  np.testing.assert_allclose(new['mean'], mean, rtol=1e-6, atol=1e-6)
-  assert (np.abs(new['var'] - var) <= 1e-6 * (var + mean**2)).all()
-
-
 def test_one_value_per_channel_keeps_statistics_finite():
   norm = BatchNorm()
   y, new = _train(norm, _variables(norm, X[:1, 0, 0]), X[:1, 0, 0])
@@ -80,7 +68,7 @@ def test_one_value_per_channel_keeps_statistics_finite():
 
 
 def test_a_shift_cancels_in_training_and_counts_in_evaluation():
-  norm, shift = BatchNorm(), np.arange(5, dtype=np.float32) / 20
+  norm, shift = BatchNorm(), np.arange(5, dtype=np.float32)
   variables = _variables(norm)
   y, new = _train(norm, variables, X, shift=shift)
   expected, moved = _train(norm, variables, X + shift)
