@@ -33,10 +33,23 @@ def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ConfigDict'
   try:
     rest = values(words)
   except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
-    raise UserError(f'{file_and_variant}: {_one_line(error)}') from error
+    unknown = _unknown_key(load_config(file_and_variant, ()), overrides) if overrides else None
+    raise UserError(f'{file_and_variant}: {unknown or _one_line(error)}') from error
   if len(rest) > 1:
     raise UserError(f'unexpected argument {rest[1]!r}; change a key of the configuration by --config.key=value')
   return values.config
+
+
+def _unknown_key(config: 'ConfigDict', overrides: Sequence[str]) -> str | None:
+  for override in overrides:
+    node, *path = override.removeprefix('--').partition('=')[0].split('.')
+    found = config
+    for key in path:
+      keys = sorted(found) if hasattr(found, 'keys') else []
+      if key not in keys:
+        return f'unknown key {key!r} in {override}; {node} has {", ".join(keys) or "no keys"}'
+      node, found = f'{node}.{key}', found[key]
+  return None
 
 
 def _one_line(error: BaseException) -> str:
