@@ -72,9 +72,9 @@ class IpmNetTask(MakeupTask):
   """Training of IPM-Net.
 
   A step updates the discriminators, then the generator against the new ones, each with draws of its own. Faces cross
-  over to the other domain in styles drawn from N(0, 1), or with `paired` in the other face's style, of which the true
-  result is known. The public code lists every generator tensor twice, so that its optimizer makes two updates of one
-  gradient; this is one update.
+  over to the other domain in styles drawn from N(0, 1). With `paired` targets wear their references' styles besides, of
+  which the true result is known. The public code lists every generator tensor twice, so that its optimizer makes two
+  updates of one gradient; this is one update.
 
   Attributes:
     textures: recipe for target (no makeup) and for reference pictures.
@@ -174,11 +174,7 @@ class IpmNetTask(MakeupTask):
   def discriminators_loss(self, judges: PyTree, generator: PyTree, *, a: Faces, b: Faces, draws: Draws) -> jax.Array:
     """Loss of both discriminators on what the generator makes of noise styles."""
     content = together(self._input(a, draws.textures[0]), self._input(b, draws.textures[1]))
-    own = None
-    if self.paired:
-      own = self.generator.apply({'params': generator}, together(a.image, b.image), method='encode_style')
-    styles = self._crossing_styles(own, draws)
-    fake_b, fake_a = apart(jax.lax.stop_gradient(self._generate(generator, content, styles)), 2)
+    fake_b, fake_a = apart(jax.lax.stop_gradient(self._generate(generator, content, self._crossing(draws))), 2)
     pairs = {'a': (fake_a, a.image), 'b': (fake_b, b.image)}
     return sum(
       gan.discriminator_loss(self.gan_kind, self._judge(judges[name]), fake, real, penalty=self.penalty)
@@ -223,7 +219,7 @@ class IpmNetTask(MakeupTask):
     images = together(a.image, b.image)
 
     terms = {}
-    crossing = self._crossing_styles(own, draws)
+    crossing = self._crossing(draws)
     decoded = apply('decode', together(content, content), together(own, crossing), together(inputs, inputs))
     rebuilt, crossed = apart(decoded, 2)
     a_as_b, b_as_a = apart(crossed, 2)
@@ -266,10 +262,9 @@ class IpmNetTask(MakeupTask):
   def _input(self, faces: Faces, weight: jax.Array) -> jax.Array:
     return content_input(faces.image, keep_mask(faces.label), faces.texture, weight)
 
-  def _crossing_styles(self, own: jax.Array | None, draws: Draws) -> jax.Array:
-    """What A's and B's faces are given to look like the other domain's, `together`; `own` are their own, likewise."""
-    b, a = apart(own, 2)[::-1] if self.paired else (draws.style_b, draws.style_a)
-    return together(b, a)
+  def _crossing(self, draws: Draws) -> jax.Array:
+    """Styles in which A's and B's faces, `together`, look like the other domain's."""
+    return together(draws.style_b, draws.style_a)
 
   def _generate(self, params: PyTree, inputs: jax.Array, style: jax.Array) -> jax.Array:
     return self.generator.apply({'params': params}, inputs, inputs, style)

@@ -184,12 +184,9 @@ def test_levels_lead_from_the_own_makeup_to_the_references(golden):
   assert np.abs(pictures[0] - pictures[-1]).max() > 1e-3
 
 
-def test_of_pairs_faces_cross_over_in_each_others_style(tiny):
-  own = jnp.arange(6.0).reshape(6, 1)  # Of A and B in turn.
+def test_faces_cross_over_in_the_other_domains_style(tiny):
   draws = Draws(100 + jnp.arange(3.0)[:, None], 200 + jnp.arange(3.0)[:, None], ())
-  paired = dataclasses.replace(tiny, paired=1.0)
-  np.testing.assert_array_equal(paired._crossing_styles(own, draws)[:, 0], [1, 0, 3, 2, 5, 4])
-  np.testing.assert_array_equal(tiny._crossing_styles(own, draws)[:, 0], [200, 100, 201, 101, 202, 102])
+  np.testing.assert_array_equal(tiny._crossing(draws)[:, 0], [200, 100, 201, 101, 202, 102])
 
 
 @pytest.mark.parametrize('own', [True, False])
