@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxface import input_pipeline, labels
+from jaxface.augment import Framing
 from jaxface.cli import load_config
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
@@ -18,7 +19,7 @@ from jaxface.input_pipeline import open_dataset
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import count
 from jaxface.tasks import make_task
-from jaxface.tasks.makeup import COLOURS, Faces, colours_loss, paired_loss
+from jaxface.tasks.makeup import COLOURS, Faces, MakeupTask, colours_loss, paired_loss
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
 from tests.smoke import (
@@ -98,7 +99,7 @@ def test_evaluation_averages_over_drawn_references(whole_run, tmp_path, capsys):
   assert all(np.isfinite(value) for value in own.values())
   drawn = evaluate_runs([workdir], out=tmp_path / 'drawn', draws=2)[workdir.name]
   # Of a reference that was drawn there is no true result.
-  assert not any(name.startswith(('transfer', 'nothing')) for name in drawn)
+  assert not any(name.startswith(('transfer', 'pasted', 'nothing')) for name in drawn)
   # What comes of level 0 does not depend on the reference.
   assert drawn['reconstruction/psnr'] == pytest.approx(own['reconstruction/psnr'], rel=1e-4)
   assert drawn['reconstruction (sd)/psnr'] == pytest.approx(0, abs=1e-3)
@@ -142,6 +143,33 @@ def test_true_results_are_learnt_from_where_they_are_known(makeup_dir, system):
   assert 'paired' not in jax.eval_shape(make_task(_config(system, makeup_dir)).train_step, state, batch, key)[1]
 
 
+class _Painter(MakeupTask):
+  """Draws everything darker than it is, and paints blue by the level."""
+
+  def code(self, state, reference):
+    return np.ones(len(reference.image), np.float32)
+
+  def wear(self, state, target, code, level=None):
+    blue = np.float32([[[[0, 0, 0.4]]]])
+    return 0.8 * target.image - 0.2 + (code if level is None else level)[:, None, None, None] * blue
+
+
+def test_what_is_pasted_is_what_the_makeup_changes():
+  task = _Painter(framing=Framing(32, random_crop=False, flip=False), image_size=32)
+  label = np.full((1, 32, 32), labels.index('skin'), np.uint8)
+  label[:, :16] = labels.index('background')
+  target = np.float32(np.random.default_rng(0).uniform(0.1, 0.7, (1, 32, 32, 3)))
+  truth = target + np.float32([0, 0, 0.2]) * (label[..., None] > 0)
+  batch = {'image': target, 'label': label, 'reference_image': target, 'reference_label': label, 'makeup_image': truth}
+  measured = task.summary({k: np.asarray(v).mean() for k, v in task.eval_step(None, batch, None).items()})
+  np.testing.assert_allclose(measured['pasted/l1'], 0, atol=1e-6)
+  np.testing.assert_allclose(measured['nothing, skin/l1'], 0.2 / 3, rtol=1e-5)
+  assert measured['transfer/l1'] > 0.05
+  shown = task.render(None, batch, None)
+  np.testing.assert_allclose(shown['pasted'], truth, atol=1e-6)
+  np.testing.assert_array_equal(shown['pasted'][:, :16], shown['target'][:, :16])  # The background to the bit.
+
+
 def test_every_region_counts_alike_in_the_distance_to_the_true_result():
   lips, skin = labels.index('u_lip'), labels.index('skin')
   label = np.full((1, 32, 32), skin, np.uint8)
@@ -158,11 +186,18 @@ def test_every_region_counts_alike_in_the_distance_to_the_true_result():
 def test_styles_say_the_colours_of_the_regions_a_face_has():
   label = np.full((2, 32, 32), labels.index('skin'), np.uint8)
   label[0, 20:22, 10:20] = labels.index('l_lip')
+  label[0, 8:10, 8:10] = labels.index('l_eye')
   lips = label[..., None] == labels.index('l_lip')
   faces = Faces(np.where(lips, np.float32([0.5, -0.5, 0.1]), np.float32([0.2, 0.1, -0.3])), label)
   styles = np.zeros((2, COLOURS + 1), np.float32)
-  styles[:, :3], styles[:, 6:9], styles[:, 9] = (0.5, -0.5, 0.1), (0.2, 0.1, -0.3), 7
-  assert colours_loss(styles, faces) == pytest.approx(0, abs=1e-6)  # Nobody has eyes.
+  styles[0, :3] = 0.6, -1.2, 0.8  # Twice lips less skin; around the eyes there is skin.
+  styles[:, 6:9], styles[:, 9] = (0.2, 0.1, -0.3), 7
+  assert colours_loss(styles, faces) == pytest.approx(0, abs=1e-6)
+  painted = faces.image.copy()
+  painted[0, 6:8, 6:12] += np.float32([0, 0, 0.2])  # Within the eye's surroundings, not all of them.
+  assert colours_loss(styles, faces._replace(image=painted)) > 1e-3
+  styles[1, :6] = 9  # Whose face has neither lips nor eyes.
+  assert colours_loss(styles, faces) == pytest.approx(0, abs=1e-6)
   styles[:, 0] += 0.6  # Of two, one has lips, and a ninth of the numbers is wrong.
   np.testing.assert_allclose(colours_loss(styles, faces), 0.6 / 2 / 9, rtol=1e-5)
 

@@ -61,9 +61,9 @@ class MakeupTask(abc.ABC):
   paired: float = dataclasses.field(default=0.0, kw_only=True)
   frozen: PyTree = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
-  columns = ('target', 'reference', 'transfer', 'half', 'reconstruction', 'true')
+  columns = ('target', 'reference', 'transfer', 'pasted', 'half', 'reconstruction', 'true')
   given = ('target', 'reference')
-  comparison = ('transfer',)
+  comparison = ('pasted',)
 
   @property
   def batch_fields(self) -> tuple[str, ...]:
@@ -128,6 +128,7 @@ class MakeupTask(abc.ABC):
     return {
       'pictures': f'the middle {size}x{size} of {self.image_size}x{self.image_size}, [0, 1], clipped',
       'transfer': 'distance to the true made-up face, where the data has it',
+      'pasted': 'the same of the target plus what level 1 changes from level 0, background kept: `jaxface makeup` so',
       'nothing': 'distance of the target itself to the true made-up face',
       'lips, eyes, skin': 'only those pixels; eyes: skin in the box around each eye; SSIM of windows by their share',
       'background': 'network output against the target outside skin, brows, nose and lips',
@@ -147,7 +148,7 @@ class MakeupTask(abc.ABC):
     if seen.truth is None:
       return metrics
     areas = _areas(seen.target.label)
-    for name, picture in (('transfer', seen.result), ('nothing', target)):
+    for name, picture in seen.made().items():
       metrics |= _whole(name, seen.truth, picture)
       for area, mask in areas.items():
         metrics |= _region(f'{name}, {area}', seen.truth, picture, mask)
@@ -155,8 +156,9 @@ class MakeupTask(abc.ABC):
 
   def summary(self, means: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The averages; those of a region over the faces that have it."""
-    protocols = ['transfer', 'nothing', 'reconstruction', 'background']
-    protocols += [f'{name}, {area}' for area in ('lips', 'eyes', 'skin') for name in ('transfer', 'nothing')]
+    made = ('transfer', 'pasted', 'nothing')
+    protocols = [*made, 'reconstruction', 'background']
+    protocols += [f'{name}, {area}' for area in ('lips', 'eyes', 'skin') for name in made]
     summary = {}
     for protocol in protocols:
       having = float(means.get(f'{protocol}/has', 1.0))
@@ -168,8 +170,7 @@ class MakeupTask(abc.ABC):
   def compared(self, state: TrainState, batch: Batch) -> Compared:
     """True and made pictures, whole and with only a region not the true one; references and results; who is who."""
     seen = self._transfer(state, batch)
-    target = to_unit(seen.target.image)
-    made = {'transfer': seen.result, 'nothing': target}
+    target, made = to_unit(seen.target.image), seen.made()
     pairs = {}
     if seen.truth is not None:
       pairs = {name: (seen.truth, picture) for name, picture in made.items()}
@@ -179,8 +180,8 @@ class MakeupTask(abc.ABC):
     return Compared(
       pairs=pairs,
       real=to_unit(seen.reference.image),
-      sets={'transfer': seen.result, 'nothing': target},
-      persons={'transfer': (target, seen.result)},
+      sets=made,
+      persons={name: (target, made[name]) for name in ('transfer', 'pasted')},
     )
 
   def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
@@ -193,6 +194,7 @@ class MakeupTask(abc.ABC):
       'target': to_unit(seen.target.image),
       'reference': to_unit(seen.reference.image),
       'transfer': seen.result,
+      'pasted': seen.pasted,
       'half': to_unit(half),
       'reconstruction': seen.own,
     }
@@ -202,19 +204,26 @@ class MakeupTask(abc.ABC):
     target = self.faces(batch['image'], batch['label'], made_up=False, truth=batch.get('makeup_image'))
     reference = self.faces(batch['reference_image'], batch['reference_label'], made_up=True)
     code = self.code(state, reference)
-    own = self.wear(state, target, code, jnp.zeros(len(code)))
+    result = to_unit(self.wear(state, target, code))
+    own = to_unit(self.wear(state, target, code, jnp.zeros(len(code))))
+    pasted = to_unit(target.image) + (1 - keep_mask(target.label)) * (result - own)
     truth = None if target.truth is None else to_unit(target.truth)
-    return _Seen(target, reference, to_unit(self.wear(state, target, code)), to_unit(own), truth)
+    return _Seen(target, reference, result, own, jnp.clip(pasted, 0, 1), truth)
 
 
 class _Seen(NamedTuple):
-  """A batch in evaluation; `result`, `own` (at level 0) and `truth` in [0, 1]."""
+  """A batch in evaluation; `result`, `own` (at level 0), `pasted` and `truth` in [0, 1]."""
 
   target: Faces
   reference: Faces
   result: jax.Array
   own: jax.Array
+  pasted: jax.Array
   truth: jax.Array | None
+
+  def made(self) -> dict[str, jax.Array]:
+    """What is held beside the true result, by protocol."""
+    return {'transfer': self.result, 'pasted': self.pasted, 'nothing': to_unit(self.target.image)}
 
 
 def _areas(label: jax.Array) -> dict[str, jax.Array]:
@@ -236,18 +245,23 @@ def paired_loss(made: jax.Array, target: Faces) -> jax.Array:
 
 
 def colours_loss(styles: jax.Array, faces: Faces) -> jax.Array:
-  """l1 of styles' [B, D] first nine numbers to the mean colours of lips, the eyes' surroundings and skin; scalar.
+  """l1 of styles' [B, D] first nine numbers to colours of the face; scalar.
 
-  Colours are those of `faces.image`, in [-1, 1]; a region that a face lacks does not count. Not in any paper: it makes
-  a code say early what the decoder is to paint with.
+  Those are means over regions of `faces.image`, in [-1, 1]: twice what lips differ by from skin, four times what the
+  eyes' surroundings do, and skin. So makeup is no small difference of large numbers that all follow the skin's. What a
+  face lacks does not count. Not in any paper: it makes a code say early what the decoder is to paint with.
   """
-  loss, channels = 0.0, faces.image.shape[-1]
-  for i, mask in enumerate(_areas(faces.label).values()):
+  colours, has = {}, {}
+  for area, mask in _areas(faces.label).items():
     pixels = mask.sum((1, 2))[:, None]
-    colour = (faces.image * mask[..., None]).sum((1, 2)) / jnp.maximum(pixels, 1)
-    said = styles[:, i * channels : (i + 1) * channels]
-    loss += jnp.where(pixels > 0, jnp.abs(said - colour), 0).mean() / 3
-  return loss
+    colours[area] = (faces.image * mask[..., None]).sum((1, 2)) / jnp.maximum(pixels, 1)
+    has[area] = pixels > 0
+  skin = colours['skin']
+  said = jnp.split(styles[:, :COLOURS], 3, axis=1)
+  wanted = (2 * (colours['lips'] - skin), 4 * (colours['eyes'] - skin), skin)
+  known = [has[area] & has['skin'] for area in ('lips', 'eyes', 'skin')]
+  errors = [jnp.where(k, jnp.abs(s - w), 0).mean() for s, w, k in zip(said, wanted, known, strict=True)]
+  return sum(errors) / 3
 
 
 def _window(image: jax.Array) -> int:
