@@ -128,7 +128,7 @@ class MakeupTask(abc.ABC):
     return {
       'pictures': f'the middle {size}x{size} of {self.image_size}x{self.image_size}, [0, 1], clipped',
       'transfer': 'distance to the true made-up face, where the data has it',
-      'pasted': 'the same of the target plus what level 1 changes from level 0, background kept: `jaxface makeup` so',
+      'pasted': 'the same of what `jaxface makeup` gives: the target plus what level 1 changes, background kept',
       'nothing': 'distance of the target itself to the true made-up face',
       'lips, eyes, skin': 'only those pixels; eyes: skin in the box around each eye; SSIM of windows by their share',
       'background': 'network output against the target outside skin, brows, nose and lips',
@@ -170,7 +170,7 @@ class MakeupTask(abc.ABC):
   def compared(self, state: TrainState, batch: Batch) -> Compared:
     """True and made pictures, whole and with only a region not the true one; references and results; who is who."""
     seen = self._transfer(state, batch)
-    target, made = to_unit(seen.target.image), seen.made()
+    made = seen.made()
     pairs = {}
     if seen.truth is not None:
       pairs = {name: (seen.truth, picture) for name, picture in made.items()}
@@ -181,20 +181,21 @@ class MakeupTask(abc.ABC):
       pairs=pairs,
       real=to_unit(seen.reference.image),
       sets=made,
-      persons={name: (target, made[name]) for name in ('transfer', 'pasted')},
+      persons={name: (made['nothing'], made[name]) for name in ('transfer', 'pasted')},
     )
 
   def render(self, state: TrainState, batch: Batch, key: jax.Array) -> Metrics:
     """Columns to look at: who wears, whose makeup, the transfer at levels 1, 0.5 and 0, and the true result."""
     del key
     seen = self._transfer(state, batch)
+    made = seen.made()
     code = self.code(state, seen.reference)
     half = self.wear(state, seen.target, code, jnp.full(len(code), 0.5))
     columns = {
-      'target': to_unit(seen.target.image),
+      'target': made['nothing'],
       'reference': to_unit(seen.reference.image),
-      'transfer': seen.result,
-      'pasted': seen.pasted,
+      'transfer': made['transfer'],
+      'pasted': made['pasted'],
       'half': to_unit(half),
       'reconstruction': seen.own,
     }
@@ -206,24 +207,24 @@ class MakeupTask(abc.ABC):
     code = self.code(state, reference)
     result = to_unit(self.wear(state, target, code))
     own = to_unit(self.wear(state, target, code, jnp.zeros(len(code))))
-    pasted = to_unit(target.image) + (1 - keep_mask(target.label)) * (result - own)
     truth = None if target.truth is None else to_unit(target.truth)
-    return _Seen(target, reference, result, own, jnp.clip(pasted, 0, 1), truth)
+    return _Seen(target, reference, result, own, truth)
 
 
 class _Seen(NamedTuple):
-  """A batch in evaluation; `result`, `own` (at level 0), `pasted` and `truth` in [0, 1]."""
+  """A batch in evaluation; `result`, `own` (at level 0) and `truth` in [0, 1]."""
 
   target: Faces
   reference: Faces
   result: jax.Array
   own: jax.Array
-  pasted: jax.Array
   truth: jax.Array | None
 
   def made(self) -> dict[str, jax.Array]:
-    """What is held beside the true result, by protocol."""
-    return {'transfer': self.result, 'pasted': self.pasted, 'nothing': to_unit(self.target.image)}
+    """What is held beside the true result, in [0, 1] by protocol."""
+    target = to_unit(self.target.image)
+    pasted = jnp.clip(target + (1 - keep_mask(self.target.label)) * (self.result - self.own), 0, 1)
+    return {'transfer': self.result, 'pasted': pasted, 'nothing': target}
 
 
 def _areas(label: jax.Array) -> dict[str, jax.Array]:
@@ -251,17 +252,19 @@ def colours_loss(styles: jax.Array, faces: Faces) -> jax.Array:
   eyes' surroundings do, and skin. So makeup is no small difference of large numbers that all follow the skin's. What a
   face lacks does not count. Not in any paper: it makes a code say early what the decoder is to paint with.
   """
-  colours, has = {}, {}
-  for area, mask in _areas(faces.label).items():
-    pixels = mask.sum((1, 2))[:, None]
-    colours[area] = (faces.image * mask[..., None]).sum((1, 2)) / jnp.maximum(pixels, 1)
-    has[area] = pixels > 0
-  skin = colours['skin']
-  said = jnp.split(styles[:, :COLOURS], 3, axis=1)
-  wanted = (2 * (colours['lips'] - skin), 4 * (colours['eyes'] - skin), skin)
-  known = [has[area] & has['skin'] for area in ('lips', 'eyes', 'skin')]
-  errors = [jnp.where(k, jnp.abs(s - w), 0).mean() for s, w, k in zip(said, wanted, known, strict=True)]
-  return sum(errors) / 3
+  areas = _areas(faces.label)
+  lips, eyes, skin = ((faces.image * _shares(areas[area])).sum((1, 2)) for area in ('lips', 'eyes', 'skin'))
+  wanted = {'lips': 2 * (lips - skin), 'eyes': 4 * (eyes - skin), 'skin': skin}
+  loss = 0.0
+  for (area, colour), said in zip(wanted.items(), jnp.split(styles[:, :COLOURS], 3, axis=1), strict=True):
+    known = areas[area].any((1, 2)) & areas['skin'].any((1, 2))
+    loss += jnp.where(known[:, None], jnp.abs(said - colour), 0).mean() / 3
+  return loss
+
+
+def _shares(mask: jax.Array) -> jax.Array:
+  """Weights [B, H, W, 1] of the mean over a region's pixels, of its mask [B, H, W]; 0 where it has none."""
+  return mask[..., None] / jnp.maximum(mask.sum((1, 2)), 1)[:, None, None, None]
 
 
 def _window(image: jax.Array) -> int:
@@ -281,7 +284,7 @@ def _region(
 ) -> dict[str, jax.Array]:
   """Measures over the pixels of `mask` [B, H, W]; 0 for a row without any, for which 'has' is 0."""
   has = mask.any((1, 2)).astype(jnp.float32)
-  share = mask[..., None] / jnp.maximum(mask.sum((1, 2)), 1)[:, None, None, None] / true.shape[-1]
+  share = _shares(mask) / true.shape[-1]
   difference = true - made
   mse = (jnp.square(difference) * share).sum((1, 2, 3))
   found = {
