@@ -110,6 +110,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.data.eval_split = 'validation'
     config.model.image_size = 256
     config.augment.crop_size = 192  # Of a head little more than the face.
+    config.augment.random_crop = True  # In photos faces lie elsewhere.
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'

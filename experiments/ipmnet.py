@@ -75,6 +75,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.loss.penalty = 0.01  # Of the discriminators' gradient.
   config.loss.perceptual = 'vggface2'  # Or 'random', or 'none'.
   config.loss.paired = 0.0  # Factor of the distance to the true result, which only rendered pairs have.
+  config.loss.change = 0.0  # Factor of the same of what makeup changes: the picture less that at level 0.
   config.loss.colours = 0.0  # Factor of the distance of a style's first nine numbers to its face's colours.
   config.loss.weights = ml_collections.ConfigDict()
   config.loss.weights.adversarial = 1.0
@@ -131,6 +132,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.data.eval_split = 'validation'
     config.model.image_size = 256
     config.augment.crop_size = 192  # Of a head little more than the face.
+    config.augment.random_crop = True  # In photos faces lie elsewhere.
   if 'demo' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_64'
     config.data.eval_split = 'validation'
@@ -158,7 +160,8 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   if 'paired' in flags:
     for term in config.loss.weights:
       config.loss.weights[term] = 0.0
-    config.loss.paired = 20.0
+    config.loss.paired = 5.0
+    config.loss.change = 20.0
     config.loss.colours = 10.0
     config.loss.perceptual = 'none'
     config.model.passes_through = True

@@ -16,9 +16,10 @@ from jaxface.texture import REPAINTED
 # A face with all that lies in it: without eyes and mouth it would have holes, without glasses it may be in two.
 REGION = (*REPAINTED, 'l_eye', 'r_eye', 'mouth', 'eye_g')
 
-# The longer side of the face, as a share of what the network sees. Rendered faces (aligned) have 0.77; photos of Makeup
-# Transfer 1.04, the network's square cutting off a chin or a forehead, to which nothing could then be pasted.
-EXTENT = 0.8
+# The longer side of the face, as a share of what the network sees: that of rendered faces (aligned, 3/4 of the
+# picture). Photos of Makeup Transfer have 1.04, the network's square cutting off a chin or a forehead, to which nothing
+# could then be pasted.
+EXTENT = 0.92
 
 # Shares of the photo's pixels below which there is no face, and above which no label map is right.
 _NO_FACE, _NOTHING_BUT_FACE = 0.005, 0.9

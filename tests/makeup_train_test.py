@@ -19,7 +19,7 @@ from jaxface.input_pipeline import open_dataset
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import count
 from jaxface.tasks import make_task
-from jaxface.tasks.makeup import COLOURS, Faces, MakeupTask, colours_loss, paired_loss
+from jaxface.tasks.makeup import COLOURS, Faces, MakeupTask, colours_loss, region_loss
 from jaxface.train import train
 from jaxface.workdir import CHECKPOINT_FOLDER
 from tests.smoke import (
@@ -136,7 +136,7 @@ def test_true_results_are_learnt_from_where_they_are_known(makeup_dir, system):
   # By the true results alone nothing else is computed.
   alone = make_task(experiment(system, 'code,paired', makeup_dir))
   computed = jax.eval_shape(alone.train_step, jax.eval_shape(alone.init, key), batch, key)[1]
-  own = {'ipmnet': {'colours'}, 'beautygan': set()}[system]
+  own = {'ipmnet': {'change', 'colours'}, 'beautygan': set()}[system]
   assert set(computed) == {'loss', 'grad_norm', 'paired', *own}
   # Evaluation with drawn references, of which there is no true result, must do without.
   assert 'makeup_image' not in make_task(config, training=False).batch_fields
@@ -170,17 +170,16 @@ def test_what_is_pasted_is_what_the_makeup_changes():
   np.testing.assert_array_equal(shown['pasted'][:, :16], shown['target'][:, :16])  # The background to the bit.
 
 
-def test_every_region_counts_alike_in_the_distance_to_the_true_result():
+def test_every_region_counts_alike_in_the_distance_to_the_true_picture():
   lips, skin = labels.index('u_lip'), labels.index('skin')
   label = np.full((1, 32, 32), skin, np.uint8)
   label[:, 20:22, 10:20] = lips
   truth = np.zeros((1, 32, 32, 3), np.float32)
-  target = Faces(truth, label, truth=truth)
   off = {name: np.where(label[..., None] == name, np.float32(0.5), truth) for name in (lips, skin)}
   share = (label == lips).mean()
-  assert paired_loss(truth, target) == 0
-  np.testing.assert_allclose(paired_loss(off[lips], target), 0.5 * (1 + share), rtol=1e-5)
-  np.testing.assert_allclose(paired_loss(off[skin], target), 0.5 * (1 + 1 - share), rtol=1e-5)
+  assert region_loss(truth, truth, label) == 0
+  np.testing.assert_allclose(region_loss(truth, off[lips], label), 0.5 * (1 + share), rtol=1e-5)
+  np.testing.assert_allclose(region_loss(truth, off[skin], label), 0.5 * (1 + 1 - share), rtol=1e-5)
 
 
 def test_styles_say_the_colours_of_the_regions_a_face_has():

@@ -21,7 +21,7 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, vgg_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import LossFn, update_network
-from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, make_framing, paired_loss
+from jaxface.tasks.makeup import EYE_MARGIN, Faces, MakeupTask, make_framing, region_loss
 from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, together
 
 
@@ -157,7 +157,7 @@ class BeautyGanTask(MakeupTask):
       terms['perceptual'] = self.perceptual(frozen, made_up, a) + self.perceptual(frozen, cleaned, b)
     terms = {name: getattr(self.weights, name) * value for name, value in terms.items()}
     if self.paired:
-      terms['paired'] = self.paired * paired_loss(made_up, target)
+      terms['paired'] = self.paired * region_loss(target.truth, made_up, target.label)
     return sum(terms.values()), spectral, terms
 
   def _histograms(self, made_up: jax.Array, cleaned: jax.Array, target: Faces, reference: Faces) -> Metrics:

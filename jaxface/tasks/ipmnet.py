@@ -22,7 +22,7 @@ from jaxface.optimizers import make_optimizer
 from jaxface.perceptual_loss import PerceptualLoss, face_features
 from jaxface.state import PyTree, TrainState, first_state, update_ema
 from jaxface.tasks.gradients import update_network
-from jaxface.tasks.makeup import COLOURS, Faces, MakeupTask, colours_loss, make_framing, paired_loss
+from jaxface.tasks.makeup import COLOURS, Faces, MakeupTask, colours_loss, make_framing, region_loss
 from jaxface.tasks.task import Batch, Metrics, apart, compute_dtype, row_keys, together
 from jaxface.texture import RECIPES, TextureRecipe, content_input, keep_mask, texture
 
@@ -49,19 +49,12 @@ class LossWeights:
 
 
 class Draws(NamedTuple):
-  """What an update draws: a style for each domain [B, D] and the weights of the textures, [B] for each encoding.
-
-  `own` [B]: where the true result is learnt from, which targets wear their own face, and are to come back.
-  """
+  """What an update draws: a style for each domain [B, D] and the weights of the textures, [B] for each encoding."""
 
   style_a: jax.Array
   style_b: jax.Array
   textures: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-  own: jax.Array | None = None
 
-
-# Share of the targets that wear their own face where the true result is learnt from.
-_OWN = 0.25
 
 # What an update learns from, row by row: both sides 'a' and 'b', and the 'draws'.
 _Rows = Mapping[str, Faces | Draws]
@@ -73,8 +66,8 @@ class IpmNetTask(MakeupTask):
 
   A step updates the discriminators, then the generator against the new ones, each with draws of its own. Faces cross
   over to the other domain in styles drawn from N(0, 1). With `paired` targets wear their references' styles besides, of
-  which the true result is known. The public code lists every generator tensor twice, so that its optimizer makes two
-  updates of one gradient; this is one update.
+  which the true result is known, and their own. The public code lists every generator tensor twice, so that its
+  optimizer makes two updates of one gradient; this is one update.
 
   Attributes:
     textures: recipe for target (no makeup) and for reference pictures.
@@ -82,7 +75,9 @@ class IpmNetTask(MakeupTask):
     perceptual: features whose change identity is kept by; None leaves the term out. Its variables are `frozen`.
     gan_kind: see `jaxface.gan`.
     penalty: factor of the discriminators' gradient penalty.
-    colours: factor of `colours_loss`, 0 leaves it out.
+    change: beside `paired`, factor of `region_loss` of what differs between a target in its reference's style and in
+      its own to what truly does; 0 leaves it out. What a picture misses in either style would drown that in both.
+    colours: beside `paired`, factor of `colours_loss`; 0 leaves it out.
   """
 
   generator: IPMNet
@@ -95,6 +90,7 @@ class IpmNetTask(MakeupTask):
   perceptual: PerceptualLoss | None = None
   gan_kind: str = 'lsgan'
   penalty: float = 0.01
+  change: float = 0.0
   colours: float = 0.0
   accumulate_steps: int = 1
   ema_decay: float = 0.0  # Of the generator; 0: no averaged copy.
@@ -102,6 +98,8 @@ class IpmNetTask(MakeupTask):
 
   def __post_init__(self) -> None:
     gan.measure_of(self.gan_kind)
+    if (self.change or self.colours) and not self.paired:
+      raise UserError('loss.change and loss.colours count beside loss.paired alone; give that a factor, or both 0')
     if self.colours and self.generator.style_dim < COLOURS:
       raise UserError(f'style_dim={self.generator.style_dim} has no room for {COLOURS} colours; or take loss.colours=0')
 
@@ -161,15 +159,14 @@ class IpmNetTask(MakeupTask):
   def draw(self, keys: jax.Array) -> Draws:
     """What one update draws, every row by its own key [B]."""
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
       a, b, weights = jax.random.split(key, 3)
       low, high = self.texture_range
       normal = lambda k: jax.random.normal(k, (self.generator.style_dim,))
-      own = jax.random.bernoulli(jax.random.fold_in(key, 3), _OWN)
-      return normal(a), normal(b), jax.random.uniform(weights, (4,), minval=low, maxval=high), own
+      return normal(a), normal(b), jax.random.uniform(weights, (4,), minval=low, maxval=high)
 
-    style_a, style_b, weights, own = jax.vmap(one)(keys)
-    return Draws(style_a, style_b, tuple(weights.T), own)
+    style_a, style_b, weights = jax.vmap(one)(keys)
+    return Draws(style_a, style_b, tuple(weights.T))
 
   def discriminators_loss(self, judges: PyTree, generator: PyTree, *, a: Faces, b: Faces, draws: Draws) -> jax.Array:
     """Loss of both discriminators on what the generator makes of noise styles."""
@@ -193,16 +190,18 @@ class IpmNetTask(MakeupTask):
     return sum(terms.values()), terms
 
   def _paired_terms(self, params: PyTree, a: Faces, b: Faces, draws: Draws) -> Metrics:
-    """Targets in the makeup of their references, or their own, against the true result; colours of all styles."""
-    styles = self.generator.apply({'params': params}, together(a.image, b.image), method='encode_style')
-    theirs, own = apart(styles, 2)
-    alone = lambda x: draws.own.reshape(-1, *(1,) * (x.ndim - 1))
-    style = jnp.where(alone(own), own, theirs)
-    truth = jnp.where(alone(b.image), b.image, b.truth)
-    made = self._generate(params, self._input(b, draws.textures[1]), style)
-    terms = {'paired': self.paired * paired_loss(made, b._replace(truth=truth))}
+    """Targets in the makeup of their references and in their own against the true results; colours of all styles."""
+    apply = lambda method, *args: self.generator.apply({'params': params}, *args, method=method)
+    twice = lambda x: together(x, x)
+    faces = Faces(together(a.image, b.image), together(a.label, b.label))
+    styles = apply('encode_style', faces.image)
+    inputs = self._input(b, draws.textures[1])
+    made = apply('decode', twice(apply('encode_content', inputs)), styles, twice(inputs))
+    terms = {'paired': self.paired * region_loss(together(b.truth, b.image), made, twice(b.label))}
+    if self.change:
+      worn, own = apart(made, 2)
+      terms['change'] = self.change * region_loss(b.truth - b.image, worn - own, b.label)
     if self.colours:
-      faces = Faces(together(a.image, b.image), together(a.label, b.label))
       terms['colours'] = self.colours * colours_loss(styles, faces)
     return terms
 
@@ -318,6 +317,7 @@ def make_ipmnet(config: ConfigDict, axis_name: str | None = None, *, training: b
     perceptual=perceptual,
     gan_kind=config.loss.gan,
     penalty=config.loss.penalty,
+    change=config.loss.change if training else 0.0,
     colours=config.loss.colours if training else 0.0,
     accumulate_steps=config.accumulate_steps,
     ema_decay=config.ema_decay,

@@ -52,7 +52,8 @@ class MakeupTask(abc.ABC):
   Attributes:
     framing: which square of a picture the networks see.
     image_size: side S of the pictures that the square is cut from.
-    paired: factor of `paired_loss` in training, which then sees targets with their own references; 0 leaves it out.
+    paired: factor of `region_loss` to true results in training, which then sees targets with their own references; 0
+      leaves it out.
     frozen: variables of the networks that the losses compare by; see `Task`.
   """
 
@@ -233,15 +234,15 @@ def _areas(label: jax.Array) -> dict[str, jax.Array]:
   return {'lips': found['lip'], 'eyes': jnp.maximum(found['left_eye'], found['right_eye']), 'skin': found['skin']}
 
 
-def paired_loss(made: jax.Array, target: Faces) -> jax.Array:
-  """l1 to the true result over the picture, and again over lips, around the eyes and over skin; scalar.
+def region_loss(true: jax.Array, made: jax.Array, label: jax.Array) -> jax.Array:
+  """l1 over the picture, and again over lips, around the eyes and over skin; scalar.
 
-  Each region counts alike, however few its pixels are. `made` [B, H, W, 3] in [-1, 1]. Not in any paper: only rendered
-  faces have a true result.
+  Each region counts alike, however few its pixels are. `true` and `made` [B, H, W, 3], `label` [B, H, W]. Not in any
+  paper: only rendered faces have a true result.
   """
-  loss = pixel.l1(target.truth, made)
-  for mask in _areas(target.label).values():
-    loss += _region('area', target.truth, made, mask, measures=('l1',))['area/l1']
+  loss = pixel.l1(true, made)
+  for mask in _areas(label).values():
+    loss += _region('area', true, made, mask, measures=('l1',))['area/l1']
   return loss.mean()
 
 

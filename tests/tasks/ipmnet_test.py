@@ -189,26 +189,36 @@ def test_faces_cross_over_in_the_other_domains_style(tiny):
   np.testing.assert_array_equal(tiny._crossing(draws)[:, 0], [200, 100, 201, 101, 202, 102])
 
 
-@pytest.mark.parametrize('own', [True, False])
-def test_of_pairs_some_targets_wear_their_own_face(tiny, own):
-  task = dataclasses.replace(tiny, paired=1.0, weights=LossWeights(*[0.0] * 8))
+def test_pairs_are_learnt_in_both_styles_and_by_what_differs(tiny):
+  task = dataclasses.replace(tiny, paired=1.0, change=3.0, weights=LossWeights(*[0.0] * 8))
   params = task.init(jax.random.key(0)).params['generator']
   image, truth, reference = jax.random.uniform(jax.random.key(1), (3, 1, 32, 32, 3), minval=-1.0)
   label = jnp.full((1, 32, 32), labels.index('skin'))
   b = Faces(image, label, jnp.zeros((1, 32, 32, 1)), truth)
-  a = b._replace(image=reference)
-  draws = Draws(None, None, (jnp.ones(1),) * 4, jnp.array([own]))
-  loss, terms = task.generator_loss(params, None, None, a=a, b=b, draws=draws)
-  style = task.generator.apply({'params': params}, image if own else reference, method='encode_style')
-  made = task._generate(params, task._input(b, jnp.ones(1)), style)
-  assert set(terms) == {'paired'}
-  # Whole, and skin, which is all there is.
-  np.testing.assert_allclose(loss, 2 * jnp.abs(made - (image if own else truth)).mean(), rtol=1e-5)
+  draws = Draws(None, None, (jnp.ones(1),) * 4)
+  loss, terms = task.generator_loss(params, None, None, a=b._replace(image=reference), b=b, draws=draws)
+  style = lambda face: task.generator.apply({'params': params}, face, method='encode_style')
+  worn, own = (task._generate(params, task._input(b, jnp.ones(1)), style(face)) for face in (reference, image))
+  # Whole, and skin, which is all there is; the two pictures' mean.
+  wanted = {
+    'paired': jnp.abs(worn - truth).mean() + jnp.abs(own - image).mean(),
+    'change': 3 * 2 * jnp.abs((worn - own) - (truth - image)).mean(),
+  }
+  assert set(terms) == set(wanted)
+  for name, value in wanted.items():
+    np.testing.assert_allclose(terms[name], value, rtol=1e-5)
+  np.testing.assert_allclose(loss, sum(wanted.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize('term', ['change', 'colours'])
+def test_what_counts_beside_pairs_is_not_left_out_silently(tiny, term):
+  with pytest.raises(UserError, match=r'count beside loss\.paired alone'):
+    dataclasses.replace(tiny, **{term: 1.0})
 
 
 def test_colours_need_room_in_the_style(tiny):
   with pytest.raises(UserError, match='style_dim=3 has no room for 9 colours'):
-    dataclasses.replace(tiny, colours=1.0, generator=tiny.generator.clone(style_dim=3))
+    dataclasses.replace(tiny, paired=1.0, colours=1.0, generator=tiny.generator.clone(style_dim=3))
 
 
 def test_rows_draw_for_themselves(tiny):
