@@ -136,7 +136,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
       config.loss.weights[term] = 0.0
     config.loss.paired = 20.0
     config.loss.perceptual = 'none'
-    config.best_metric = 'transfer/l1'
+    config.best_metric = 'pasted/l1'
     if 'demo' in flags:
       config.batch_size, config.total_steps = 8, 12_000
   if 'smoke' in flags:

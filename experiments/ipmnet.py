@@ -167,7 +167,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.passes_through = True
     config.optimizer.options.b1 = 0.9
     config.optimizer.rates = ml_collections.ConfigDict({'decoder/final': 0.05})  # Or it would blur what it passes.
-    config.best_metric = 'transfer/l1'
+    config.best_metric = 'pasted/l1'
     if 'demo' in flags:
       config.texture.low, config.texture.high = 0.4, 0.6  # No adversary sees what edges are left.
       config.batch_size, config.total_steps = 8, 12_000

@@ -18,6 +18,24 @@ HloModule jit_step, is_scheduled=true
   ROOT %add.1 = f32[100]{0} add(%q.0, %q.1)
 }
 
+%fused_slice (r.0: f32[1000], r.1: f32[1000]) -> f32[50] {
+  %r.0 = f32[1000]{0} parameter(0)
+  %r.1 = f32[1000]{0} parameter(1)
+  %whole = f32[10,100]{1,0} bitcast(%r.0)
+  %slice.1 = f32[1,50]{1,0} slice(%whole), slice={[3:4], [0:50]}
+  %sum = f32[50]{0} reduce(%r.1, %slice.1), dimensions={0}
+  ROOT %line = f32[50]{0} bitcast(%slice.1)
+}
+
+%fused_update (u.0: f32[1000], u.1: f32[20], u.2: s32[]) -> f32[1000] {
+  %u.0 = f32[1000]{0} parameter(0)
+  %u.1 = f32[20]{0} parameter(1)
+  %u.2 = s32[] parameter(2)
+  %old = f32[20]{0} dynamic-slice(%u.0, %u.2), dynamic_slice_sizes={20}
+  %new = f32[20]{0} add(%old, %u.1)
+  ROOT %update.1 = f32[1000]{0} dynamic-update-slice(%u.0, %new, %u.2)
+}
+
 %body (b: (s32[], f32[100])) -> (s32[], f32[100]) {
   %b = (s32[], f32[100]{0}) parameter(0)
   %b.1 = f32[100]{0} get-tuple-element(%b), index=1
@@ -45,6 +63,13 @@ backend_config={"intermediate_tensor_shape": {"dimensions": ["2", "4", "16", "16
   %sum-done = f32[100]{0} all-reduce-done(%sum-start)
   %cut-start = ((f32[8]{0}, bf16[16]{0}), (f32[2]{0}, bf16[4]{0})) reduce-scatter-start(%e, %f), channel_id=2, \
 backend_config={"is_sync":false}
+  %part = f32[50]{0} fusion(%g, %h), kind=kLoop, calls=%fused_slice
+  %g = f32[1000]{0} copy-done(%i)
+  %h = f32[1000]{0} copy-done(%i)
+  %alone = f32[20]{0} dynamic-slice(%g, %j), dynamic_slice_sizes={20}
+  %alone.1 = f32[20]{0} bitcast(%alone)
+  %added = f32[1000]{0} fusion(%g, %alone.1, %j), kind=kLoop, calls=%fused_update
+  %put = f32[1000]{0} dynamic-update-slice(%added, %alone.1, %j)
   %loop = (s32[], f32[100]{0}) while(%t), condition=%none, body=%body
 }
 """.replace('\\\n', '')
@@ -57,8 +82,10 @@ def test_what_a_gpus_program_computes_and_moves():
   assert found.flops == 3 * convolution + 2 * 64 * 64 * 32 + 2 * 64 * 16 * 32 + attention
   x, k, y, a = 2 * 9 * 9 * 32 * 2, 64 * 3 * 3 * 32 * 2, 2 * 4 * 4 * 64 * 2, 64 * 32 * 2
   attended = 2 * 4 * 16 * 8 * 2 + 2 * 4 * 16 * 4
+  # Of what is sliced or updated, only that part is read, and written.
+  sliced = (200 + 4000 + 200) + (80 + 80) + (80 + 80 + 80) + (80 + 80)
   # Scratch memory is not counted; a fusion reads once what it is given twice.
-  assert found.bytes_moved == 3 * (x + k + y) + (a + 64 * 64 * 2) + (a + 64 * 16 * 2) + attended + 2 * 400
+  assert found.bytes_moved == 3 * (x + k + y) + (a + 64 * 64 * 2) + (a + 64 * 16 * 2) + attended + 2 * 400 + sliced
 
 
 def test_exchanges_that_work_waits_for_are_told_from_those_beside_it():
