@@ -28,7 +28,11 @@ def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[...
   command.add_argument(
     '--sweep', metavar='TOPOLOGY,...', help='compile for these as well, with as many pictures a chip: weak scaling'
   )
-  command.add_argument('--quick', action='store_true', help='in a sixth of the time; the program moves more bytes')
+  command.add_argument(
+    '--quick',
+    action='store_true',
+    help='in a sixth of the time; on a TPU nothing is kept on the chip, and exchanges wait',
+  )
   command.add_argument('--out', type=Path, metavar='FILE.json')
   command.add_argument('--hlo', type=Path, metavar='DIR', help='write the programs, as the compiler left them')
 

@@ -8,15 +8,15 @@ import re
 # Kinds of exchange, as HLO calls them.
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
-_BYTES |= {'s64': 8, 'u64': 8, 'f64': 8, 'f8e4m3fn': 1, 'f8e5m2': 1}
+BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+BYTES |= {'s64': 8, 'u64': 8, 'f64': 8, 'f8e4m3fn': 1, 'f8e5m2': 1}
 _OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
 _SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 # The head of a computation: its name, its parameters, an arrow.
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 # The TPU's compiler puts an exchange into fusions with the work that runs meanwhile.
-_AMONG_WORK = 'async_collective_fusion'
+AMONG_WORK = 'async_collective_fusion'
 # The GPU's compiler begins all of them apart, and notes where nothing runs meanwhile.
 _WAITS = '"is_sync":true'
 
@@ -28,12 +28,12 @@ def shapes_of(text: str) -> list[tuple[int, ...]]:
 
 def bytes_of(text: str) -> list[int]:
   """The sizes of the arrays that a shape, as HLO writes it, has."""
-  return [math.prod(sides) * _BYTES[dtype] for dtype, sides in _arrays(text)]
+  return [math.prod(sides) * BYTES[dtype] for dtype, sides in _arrays(text)]
 
 
 def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
   found = _SHAPE.findall(re.sub(r'\{[^{}]*\}', '', text))
-  return [(dtype, tuple(int(side) for side in sides.split(',') if side)) for dtype, sides in found if dtype in _BYTES]
+  return [(dtype, tuple(int(side) for side in sides.split(',') if side)) for dtype, sides in found if dtype in BYTES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def collectives(text: str) -> list[Collective]:
     # One exchange is written once for each piece of work that it runs among, always on the same channel.
     key = channel[1] if channel else f'{computation} {len(found)}'
     begun = bool(start) and _WAITS not in line
-    overlapped = begun or computation.startswith(_AMONG_WORK) or (key in found and found[key].overlapped)
+    overlapped = begun or computation.startswith(AMONG_WORK) or (key in found and found[key].overlapped)
     found[key] = Collective(kind, _size(kind, shapes, bool(start), line), overlapped, _source(line))
   return list(found.values())
 

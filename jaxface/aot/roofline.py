@@ -1,7 +1,6 @@
 """The least time a step can take on a chip: what it computes, moves and exchanges, each against the chip's peak.
 
-An estimate, and from below: it knows nothing of stalls. XLA's count of bytes takes what is kept in fast memory for
-memory traffic too, which errs to the other side.
+An estimate, and from below: it knows nothing of stalls.
 """
 
 import dataclasses
@@ -49,7 +48,7 @@ def roofline(
   """The estimate for one chip.
 
   Args:
-    flops, bytes_moved: of one chip in a step, as XLA counts them.
+    flops, bytes_moved: of one chip in a step; bytes to and from its main memory.
     exchanges: of a step.
     chip: what a chip can do at most.
     dtype: of the computation.
