@@ -16,10 +16,9 @@ from jaxface.texture import REPAINTED
 # A face with all that lies in it: without eyes and mouth it would have holes, without glasses it may be in two.
 REGION = (*REPAINTED, 'l_eye', 'r_eye', 'mouth', 'eye_g')
 
-# The longer side of the face, as a share of what the network sees: that of rendered faces (aligned, 3/4 of the
-# picture). Photos of Makeup Transfer have 1.04, the network's square cutting off a chin or a forehead, to which nothing
-# could then be pasted.
-EXTENT = 0.92
+# The longer side of the face, as a share of what the network sees. Where it is trained, rendered faces (aligned, 3/4 of
+# the picture) have 1.03 and photos of Makeup Transfer 1.04; to what lies outside the square nothing could be pasted.
+EXTENT = 1.0
 
 # Shares of the photo's pixels below which there is no face, and above which no label map is right.
 _NO_FACE, _NOTHING_BUT_FACE = 0.005, 0.9
