@@ -103,8 +103,6 @@ def test_a_run_goes_on_on_other_devices_and_by_pmap(whole_run, whole_state, tmp_
   _assert_same_bits(jax.tree.map(np.asarray, saved.params), got.params)
 
 
-# Orbax ends its event loop with the first array that cannot be read, while TensorStore still has others to deliver.
-@pytest.mark.filterwarnings(r'ignore:[\s\S]*Event loop is closed:pytest.PytestUnraisableExceptionWarning')
 def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, whole_state, tmp_path, caplog):
   workdir, config = _cut(whole_run, tmp_path, 6), whole_run[1]
   for part in (workdir / 'checkpoints' / '6' / 'state' / 'd').iterdir():

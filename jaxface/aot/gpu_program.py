@@ -5,7 +5,7 @@ import math
 import re
 
 from jaxface.aot.hlo import bytes_of, shapes_of
-from jaxface.aot.program import FREE, called, operands, parse
+from jaxface.aot.program import called, operands, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,6 @@ def work(text: str) -> Work:
     if kind == 'fusion':
       for inner in called(rest):
         flops += sum(_flops(s, k, r, program.shapes) for _, s, k, r in program.computations[inner].instructions)
-    if kind in FREE or kind.endswith('-done'):
-      continue
     read = program.read(instruction, _size)
     if kind.endswith('-start'):
       # What comes out is as large as what goes in, or stands beside it.

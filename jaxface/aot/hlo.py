@@ -4,14 +4,15 @@ import collections
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 # Kinds of exchange, as HLO calls them.
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
-BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
-BYTES |= {'s64': 8, 'u64': 8, 'f64': 8, 'f8e4m3fn': 1, 'f8e5m2': 1}
+_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+_BYTES |= {'s64': 8, 'u64': 8, 'f64': 8, 'f8e4m3fn': 1, 'f8e5m2': 1}
 _OPERATION = re.compile(rf'= (.*?) ({"|".join(KINDS)})(-start)?\(')
-_SHAPE = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]')
+_ARRAY = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?')
 _CHANNEL = re.compile(r'channel_id=(\d+)')
 # The head of a computation: its name, its parameters, an arrow.
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
@@ -23,17 +24,29 @@ _WAITS = '"is_sync":true'
 
 def shapes_of(text: str) -> list[tuple[int, ...]]:
   """The sides of the arrays that a shape, as HLO writes it, has."""
-  return [sides for _, sides in _arrays(text)]
+  return [array.sides for array in arrays(text)]
 
 
 def bytes_of(text: str) -> list[int]:
   """The sizes of the arrays that a shape, as HLO writes it, has."""
-  return [math.prod(sides) * BYTES[dtype] for dtype, sides in _arrays(text)]
+  return [math.prod(array.sides) * array.itemsize for array in arrays(text)]
 
 
-def _arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
-  found = _SHAPE.findall(re.sub(r'\{[^{}]*\}', '', text))
-  return [(dtype, tuple(int(side) for side in sides.split(',') if side)) for dtype, sides in found if dtype in BYTES]
+class Array(NamedTuple):
+  """An array of a shape: bytes of a number, sides, and how they lie in memory, as HLO writes it."""
+
+  itemsize: int
+  sides: tuple[int, ...]
+  layout: str
+
+
+def arrays(text: str) -> list[Array]:
+  """The arrays that a shape, as HLO writes it, has."""
+  return [
+    Array(_BYTES[dtype], tuple(int(side) for side in sides.split(',') if side), layout)
+    for dtype, sides, layout in _ARRAY.findall(text)
+    if dtype in _BYTES
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

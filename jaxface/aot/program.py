@@ -12,10 +12,10 @@ Instruction = tuple[str, str, str, str]
 # Bytes of a shape, as HLO writes it.
 Size = Callable[[str], int]
 
-# Of these nothing is moved: names for what is there already.
-FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id')
+# Names for what is there already.
+_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id')
 # These stand for what others do.
-CALLS = ('while', 'conditional', 'call')
+_CALLS = ('while', 'conditional', 'call')
 
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
 _OPERAND = re.compile(r'%([\w.\-]+)')
@@ -43,7 +43,7 @@ class Program:
   shapes: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def executed(self) -> list[Instruction]:
-    """What runs as it stands, not inside of a fusion; bodies of loops once, and all branches."""
+    """What computes or moves anything, fusions whole; bodies of loops once, and all branches."""
     found, seen = [], set()
     waiting = [next(name for name, each in self.computations.items() if each.entry)]
     while waiting:
@@ -52,9 +52,9 @@ class Program:
         continue
       seen.add(name)
       for instruction in self.computations[name].instructions:
-        if instruction[2] in CALLS:
+        if instruction[2] in _CALLS:
           waiting += called(instruction[3])
-        else:
+        elif instruction[2] not in _FREE and not instruction[2].endswith('-done'):
           found.append(instruction)
     return found
 

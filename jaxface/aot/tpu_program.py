@@ -8,10 +8,9 @@ import math
 import re
 from typing import NamedTuple
 
-from jaxface.aot.hlo import AMONG_WORK, BYTES
-from jaxface.aot.program import FREE, Instruction, Program, called, operands, parse
+from jaxface.aot.hlo import AMONG_WORK, arrays
+from jaxface.aot.program import Instruction, Program, called, operands, parse
 
-_ARRAY = re.compile(r'\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?')
 # Of a layout: dimensions from the innermost, the sides of a tile from the outermost.
 _TILE = re.compile(r'^([\d,]+):T\(([\d,]+)\)')
 _ON_CHIP = 'S(1)'
@@ -24,8 +23,8 @@ _EXCHANGE = 'async-collective'
 _ALIAS = re.compile(r'\{(\d+)\}: \((\d+), \{\}\)')
 
 
-class _Array(NamedTuple):
-  """Bytes, padded to whole tiles, and whether they lie on the chip."""
+class _Stored(NamedTuple):
+  """Bytes of an array, padded to whole tiles, and whether they lie on the chip."""
 
   bytes: int
   on_chip: bool
@@ -38,17 +37,15 @@ def bytes_moved(text: str) -> int:
   of loops count once, and all branches.
   """
   program = parse(text)
-  return sum(_moved(program, each) for each in program.executed() if each[2] not in FREE)
+  return sum(_moved(program, each) for each in program.executed())
 
 
 def _moved(program: Program, instruction: Instruction) -> int:
   name, shape, kind, rest = instruction
-  if kind.endswith('-done'):
-    return 0
   if kind in _FETCHES:
-    arrays = [array for array in _arrays(shape) if array.bytes > _COUNTERS]
-    fetched = min((array.bytes for array in arrays), default=0)
-    return fetched * sum(not array.on_chip for array in arrays)
+    large = [array for array in _stored(shape) if array.bytes > _COUNTERS]
+    fetched = min((array.bytes for array in large), default=0)
+    return fetched * sum(not array.on_chip for array in large)
   moved = program.read(instruction, main_memory, _padded) + main_memory(program.returned(instruction))
   if name.startswith(_EXCHANGE) or (kind == 'fusion' and called(rest)[0].startswith(AMONG_WORK)):
     moved -= _handed_through(program, instruction)
@@ -59,29 +56,27 @@ def _handed_through(program: Program, instruction: Instruction) -> int:
   """Bytes of the arrays of an exchange, which are given on from one piece of work beside it to the next."""
   _, shape, _, rest = instruction
   aliases = _ALIAS.findall(rest.partition('output_to_operand_aliasing=')[2].partition(', calls=')[0])
-  given, returned = operands(rest), _arrays(shape)
+  given, returned = operands(rest), _stored(shape)
   read = sum(main_memory(program.shapes.get(given[int(i)], '')) for i in {operand for _, operand in aliases})
   return read + sum(returned[int(i)].bytes for i, _ in aliases if not returned[int(i)].on_chip)
 
 
 def main_memory(shape: str) -> int:
   """Bytes of a shape, as the TPU's compiler writes it, that lie in the main memory."""
-  return sum(array.bytes for array in _arrays(shape) if not array.on_chip)
+  return sum(array.bytes for array in _stored(shape) if not array.on_chip)
 
 
 def _padded(shape: str) -> int:
-  return sum(array.bytes for array in _arrays(shape))
+  return sum(array.bytes for array in _stored(shape))
 
 
-def _arrays(shape: str) -> list[_Array]:
+def _stored(shape: str) -> list[_Stored]:
   found = []
-  for dtype, sides, layout in _ARRAY.findall(shape):
-    if dtype not in BYTES:
-      continue
-    sides = [int(side) for side in sides.split(',') if side]
+  for itemsize, sides, layout in arrays(shape):
+    padded = list(sides)
     if tiled := _TILE.match(layout):
       order, tile = ([int(n) for n in group.split(',')] for group in tiled.groups())
       for axis, side in zip(order, reversed(tile), strict=False):
-        sides[axis] = -(-sides[axis] // side) * side
-    found.append(_Array(math.prod(sides) * BYTES[dtype], _ON_CHIP in layout))
+        padded[axis] = -(-padded[axis] // side) * side
+    found.append(_Stored(math.prod(padded) * itemsize, _ON_CHIP in layout))
   return found
