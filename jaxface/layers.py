@@ -14,6 +14,14 @@ from jaxface import conv
 Dtype = jnp.dtype | type
 
 
+def spread(small: jax.Array, like: jax.Array) -> jax.Array:
+  """A bias, gate or other small array in the shape and type of features, `like`; its gradient is summed in float32.
+
+  Rounded to bfloat16 before it is spread, it would have it summed in bfloat16, where sums soon stand still.
+  """
+  return jnp.broadcast_to(small.astype(jnp.float32), like.shape).astype(like.dtype)
+
+
 class Conv3x3(nn.Module):
   """3x3 convolution with zero padding and bias.
 
@@ -26,7 +34,7 @@ class Conv3x3(nn.Module):
   def __call__(self, x_BHWI: jax.Array) -> jax.Array:
     """[B, H, W, I] -> [B, H, W, features] in `dtype`."""
     y_BHWO, bias_O = self.parts(x_BHWI)
-    return y_BHWO + bias_O.astype(self.dtype)[None, None, None]
+    return y_BHWO + spread(bias_O, y_BHWO)
 
   @nn.compact
   def parts(self, x_BHWI: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,7 +59,7 @@ class ConvTranspose3x3(nn.Module):
   def __call__(self, x_BHWI: jax.Array) -> jax.Array:
     """[B, H, W, I] -> [B, 2H, 2W, features] in `dtype`, or [B, 2H+1, 2W+1, features] with `odd`."""
     y_BHWO, bias_O = self.parts(x_BHWI)
-    return y_BHWO + bias_O.astype(self.dtype)[None, None, None]
+    return y_BHWO + spread(bias_O, y_BHWO)
 
   @nn.compact
   def parts(self, x_BHWI: jax.Array) -> tuple[jax.Array, jax.Array]:

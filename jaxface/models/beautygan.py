@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.models.unet_layers import GroupNorm
 from jaxface.spectral_norm import largest_singular_value, power_iteration
 from jaxface.window_conv import convolve, convolve_transpose
@@ -179,7 +179,7 @@ class SpectralConv(nn.Module):
     if not self.use_bias:
       return y
     bias = self.param('bias', _zero_mean_uniform(fan_in**-0.5), (self.features,), jnp.float32)
-    return y + bias.astype(self.dtype)[None, None, None]
+    return y + spread(bias, y)
 
 
 class PatchDiscriminator(nn.Module):

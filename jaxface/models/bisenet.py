@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jaxface import labels, resize
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.models.resnet import Conv, ConvNorm, ResNet18
 
 # What inputs are normalised by: mean and standard deviation of ImageNet's RGB in [0, 1].
@@ -86,7 +86,7 @@ class Attention(nn.Module):
     options = {'dtype': self.dtype, 'axis_name': self.axis_name}
     x = ConvNorm(self.features, 3, **options, name='conv')(x, train)
     gate = ConvNorm(self.features, 1, relu=False, **options, name='gate')(_mean_pixel(x), train)
-    return x * nn.sigmoid(gate)
+    return x * spread(nn.sigmoid(gate), x)
 
 
 class ContextPath(nn.Module):
@@ -103,7 +103,8 @@ class ContextPath(nn.Module):
     options = {'dtype': self.dtype, 'axis_name': self.axis_name}
     at_8, at_16, at_32 = ResNet18(self.resnet_widths, **options, name='resnet')(image, train)
     whole = ConvNorm(self.features, 1, **options, name='whole')(_mean_pixel(at_32), train)
-    context = Attention(self.features, **options, name='refine32')(at_32, train) + whole
+    context = Attention(self.features, **options, name='refine32')(at_32, train)
+    context = context + spread(whole, context)
     context = resize.nearest(context, at_16.shape[1:3])
     context_16 = ConvNorm(self.features, 3, **options, name='up16')(context, train)
     context = Attention(self.features, **options, name='refine16')(at_16, train) + context_16
@@ -125,7 +126,8 @@ class Fusion(nn.Module):
     x = jnp.concatenate([spatial, context], -1)
     x = ConvNorm(self.features, 1, dtype=self.dtype, axis_name=self.axis_name, name='mix')(x, train)
     gate = nn.relu(Conv(self.squeeze, dtype=self.dtype, name='squeeze')(_mean_pixel(x)))
-    return x * nn.sigmoid(Conv(self.features, dtype=self.dtype, name='excite')(gate)) + x
+    gate = Conv(self.features, dtype=self.dtype, name='excite')(gate)
+    return x * spread(nn.sigmoid(gate), x) + x
 
 
 class Head(nn.Module):

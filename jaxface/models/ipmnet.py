@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxface.conv import conv_valid
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.models.group_norm import group_norm
 
 # Halvings in the style encoder, of which the first two double the channels.
@@ -73,7 +73,7 @@ class Conv(nn.Module):
     kernel = self.param('kernel', he_fan_in, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     y = conv_valid(reflect(x_BHWI.astype(self.dtype), self.pad), kernel.astype(self.dtype), self.stride)
-    return y if self.normalised else y + bias.astype(self.dtype)[None, None, None]
+    return y if self.normalised else y + spread(bias, y)
 
 
 class ResidualBlock(nn.Module):
@@ -163,7 +163,8 @@ class Up(nn.Module):
     scale, shift = vector('scale', nn.initializers.uniform(1.0)), vector('shift', nn.initializers.zeros)
     parts = upsampled_conv5x5(x_BhwI.astype(self.dtype), kernel)
     # A pixel's four parts as its channels: the norm has them all in one group, and keeps nothing but its input.
-    x = parts.reshape(*parts.shape[:3], -1) + bias.astype(self.dtype)
+    x = parts.reshape(*parts.shape[:3], -1)
+    x = x + spread(bias, x)
     normal = group_norm(x, scale, shift, groups=1, epsilon=1e-5, unbiased=True, dtype=self.dtype)
     return from_parts(nn.relu(normal).reshape(parts.shape))
 
@@ -378,6 +379,5 @@ class MultiScaleDiscriminator(nn.Module):
       for layer in range(self.num_layers):
         conv = Conv(self.dim * 2**layer, 4, 2, dtype=self.dtype, name=f'scale{scale}_conv{layer}')
         x = nn.leaky_relu(conv(x), 0.2)
-      x = nn.Dense(1, dtype=self.dtype, kernel_init=he_fan_in, name=f'scale{scale}_out')(x)
-      scores.append(x.astype(jnp.float32))
+      scores.append(nn.Dense(1, kernel_init=he_fan_in, name=f'scale{scale}_out')(x.astype(jnp.float32)))
     return tuple(scores)

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from jaxface import window_conv
 from jaxface.errors import UserError
-from jaxface.layers import BatchNorm, Dtype
+from jaxface.layers import BatchNorm, Dtype, spread
 
 # No layer has more channels than the first times this.
 _WIDEST = 8
@@ -31,7 +31,7 @@ class Conv4x4(nn.Module):
     if not self.use_bias:
       return y
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    return y + bias.astype(self.dtype)[None, None, None]
+    return y + spread(bias, y)
 
 
 class PatchGAN(nn.Module):

@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from jaxface import resize
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.models.attention import Keys, Lookup, MaskedAttention, SelfAttention
 from jaxface.models.spade import Modulation, Spade
 from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
@@ -114,7 +114,7 @@ class Residual(nn.Module):
     """[B, h, w, in_channels] -> [B, h, w, C] in `dtype`; `shift_BC` from `shift`, `modulations` from `prepare`."""
     first, second = ((modulation,) for modulation in modulations) if modulations else ((), ())
     y = self.conv1(nn.silu(self.norm1(x_BhwC, *first)))
-    y = y + shift_BC.astype(self.dtype)[:, None, None]
+    y = y + spread(shift_BC[:, None, None], y)
     y = self.conv2(nn.silu(self.norm2(y, *second)))
     return y + (x_BhwC if self.skip is None else self.skip(x_BhwC))
 

@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from jaxface import labels
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.models.attention import attend
 from jaxface.models.spade import Modulation, Spade
 from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
@@ -98,8 +98,9 @@ class Residual(nn.Module):
     first, second = ((modulation,) for modulation in modulations) if modulations else ((), ())
     resample = {None: lambda t: t, 'half': halved, 'twice': twice}[self.resample]
     y = self.conv1(resample(nn.silu(self.norm1(x_BHWC, *first))))
-    scale, shift = jnp.split(film_BC.astype(self.dtype)[:, None, None], 2, -1)
-    y = self.conv2(nn.silu(self.norm2(y, *second) * (1 + scale) + shift))
+    y = self.norm2(y, *second)
+    scale, shift = (spread(half, y) for half in jnp.split(film_BC[:, None, None], 2, -1))
+    y = self.conv2(nn.silu(y * (1 + scale) + shift))
     x = resample(x_BHWC)
     return y + (x if self.skip is None else self.skip(x))
 

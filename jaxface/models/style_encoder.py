@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxface import resize
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.meshes import on_own_rows, whole
 from jaxface.models.unet_layers import Conv, GroupNorm, torch_init
 
@@ -94,7 +94,7 @@ class GroupedConv(nn.Module):
     kernel = self.param('kernel', torch_init, (3, 3, x_BHWC.shape[-1] // self.groups, self.features), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     y = grouped_conv3x3(x_BHWC.astype(self.dtype), whole(kernel.astype(self.dtype)), self.groups, self.stride)
-    return y + bias.astype(self.dtype)[None, None, None]
+    return y + spread(bias, y)
 
 
 class Layer(nn.Module):

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxface import resize, window_conv
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, spread
 from jaxface.meshes import whole
 from jaxface.models.group_norm import group_norm
 
@@ -59,7 +59,7 @@ class Conv(nn.Module):
     if not self.use_bias:
       return y
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    return y + bias.astype(self.dtype)[None, None, None]
+    return y + spread(bias, y)
 
 
 class Linear(nn.Module):
@@ -79,8 +79,8 @@ class Linear(nn.Module):
     y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype))
     if not self.use_bias:
       return y
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    return y + spread(bias, y)
 
 
 class GroupNorm(nn.Module):
