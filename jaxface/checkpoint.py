@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxface.errors import UserError
 from jaxface.folders import folder, in_object_store
+from jaxface.processes import anywhere
 from jaxface.state import TrainState, for_evaluation
 from jaxface.workdir import CHECKPOINT_FOLDER
 
@@ -103,14 +104,18 @@ class Checkpoints:
   def restore_latest(self, abstract: TrainState, fingerprint: str) -> tuple[TrainState, int] | None:
     """The newest state that can be read, and its next batch; None where there is no checkpoint.
 
-    A damaged checkpoint is passed over with a warning. Data other than the run began with raises UserError.
+    A checkpoint that is damaged for any process is passed over by all, with a warning. Data other than the run began
+    with raises UserError.
     """
     for step in reversed(self.steps):
+      problem = 'another process cannot read it'
       try:
         known = self._orbax.metadata(step).custom_metadata or {}
         loaded = self._orbax.load_checkpointables(step, {'state': abstract, 'data': {'next_batch': 0}})
       except Exception as error:  # Whatever is wrong with the files, the one before may be whole.
-        log.warning('checkpoint %s cannot be read (%s); trying the one before', self.folder / str(step), _brief(error))
+        loaded, problem = None, _brief(error)
+      if anywhere(loaded is None):
+        log.warning('checkpoint %s cannot be read (%s); trying the one before', self.folder / str(step), problem)
         continue
       if known.get('data', fingerprint) != fingerprint:
         raise UserError(
@@ -144,7 +149,13 @@ def _brief(error: Exception) -> str:
 
 
 def restore_for_evaluation(workdir: Path, abstract: TrainState, which: str = 'best') -> tuple[TrainState, int]:
-  """A state to use, not to train on, from a run's folder, and its step.
+  """A state to use, not to train on, from a run's folder, and its step; see `restore_weights`."""
+  state, step = restore_weights(workdir, abstract, which)
+  return for_evaluation(state), step
+
+
+def restore_weights(workdir: Path, abstract: TrainState, which: str = 'best') -> tuple[TrainState, int]:
+  """A state without its optimizer's, from a run's folder, and its step.
 
   Args:
     workdir: folder of a `jaxface train` run; it may still be training.
@@ -165,5 +176,4 @@ def restore_for_evaluation(workdir: Path, abstract: TrainState, which: str = 'be
       step = int(which)
     else:
       raise UserError(f'no checkpoint {which!r} in {workdir}; choose best, latest or one of {steps}')
-    state = checkpoints.load_state(step, partial)
-  return for_evaluation(state), step
+    return checkpoints.load_state(step, partial), step

@@ -1,6 +1,8 @@
 """Folders of runs, which may lie in an object store (gs://bucket/runs/best) as well as on a disk."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import tempfile
@@ -22,7 +24,7 @@ def folder(path: str | os.PathLike) -> Path:
   if address is None:
     return Path(path)
   scheme, rest = address.groups()
-  mounted = 'or mount the store (gcsfuse, mount-s3, s3fs, blobfuse) and give that folder'
+  mounted = 'or mount the store (gcsfuse, s3fs, blobfuse) and give that folder'
   if scheme != 'gs':
     raise UserError(
       f'{scheme}://{rest} is in an object store that runs cannot write to; give a gs:// folder, {mounted}'
@@ -41,6 +43,21 @@ def folder(path: str | os.PathLike) -> Path:
 def in_object_store(path: Path) -> bool:
   """Whether `path`, as `folder` returns it, is in an object store: no locks, no appending, whole files at once."""
   return '://' in os.fspath(path)
+
+
+def lock(handle: int) -> bool:
+  """Locks an open file or folder for this process alone, until it is closed; False where another has done so.
+
+  Some network file systems have no locks: not to start two runs is then the user's care.
+  """
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:
+    if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+      raise
+  return True
 
 
 def append(path: Path, text: str) -> None:

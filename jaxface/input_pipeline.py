@@ -8,6 +8,8 @@ with the state and restores onto any number of hosts (Grain's own iterator state
 
 import dataclasses
 import os
+import signal
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -200,6 +202,13 @@ def _with_rows(batches: grain.IterDataset | grain.MapDataset, rows: np.ndarray) 
   return batches.map(lambda batch: {**batch, 'row': rows})
 
 
+def _outlive_signals(worker: int, count: int) -> None:
+  """Ctrl-C and a scheduler's signal reach workers, too; the run still needs their batches, and ends them itself."""
+  del worker, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+
 def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> Iterator[NumpyBatch]:
   reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   stream = batches.to_iter_dataset(reading)
@@ -207,7 +216,8 @@ def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> It
     # Grain's workers read absl flags, which only an absl program would have parsed.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
-    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    stream = stream.mp_prefetch(options, worker_init_fn=_outlive_signals)
   return iter(stream)
 
 
@@ -247,6 +257,8 @@ class TrainBatches:
       pictures = grain.experimental.ZipMapDataset(pairs).map(lambda pair: pair[0] | pair[1])
     batches = pictures.batch(len(rows))[next_batch:]
     self._iterator = _prefetched(_with_rows(batches, rows), workers)
+    # Workers that outlive signals must not be left for Python to terminate when it ends.
+    weakref.finalize(self, self._iterator.close)
 
   def __iter__(self) -> 'TrainBatches':
     return self

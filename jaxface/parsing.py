@@ -19,6 +19,7 @@ from PIL import Image
 
 from jaxface import labels
 from jaxface.errors import UserError
+from jaxface.meshes import on_host
 from jaxface.models.bisenet import BiSeNet, normalise
 from jaxface.parallel import BATCH_AXES, make_mesh
 from jaxface.runs import load_run
@@ -216,7 +217,8 @@ def load_parser(workdir: Path, checkpoint: str = 'best') -> Parser:
   run = load_run(Path(workdir), checkpoint)
   return Parser(
     run.engine.task.model,
-    {'params': run.state.params, 'batch_stats': run.state.model_state},
+    # Restored for all processes, used by each on its own devices.
+    on_host({'params': run.state.params, 'batch_stats': run.state.model_state}),
     image_size=run.config.model.image_size,
     label_order=run.config.model.label_order,
     name=f'{workdir}, step {run.step}',

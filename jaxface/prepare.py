@@ -7,8 +7,6 @@ is ever found, and the next run starts cleanly. Only the label maps that a parse
 import argparse
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import functools
 import importlib
 import io
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from jaxface import labels, pictures
 from jaxface.errors import UserError, some
+from jaxface.folders import lock
 
 if TYPE_CHECKING:
   from jaxface.parsing import Parser
@@ -296,14 +295,8 @@ def _only_writer(folder: Path) -> Iterator[None]:
   except OSError as error:
     raise UserError(f'cannot write into {folder}: {error.strerror}; choose another --data-dir') from error
   try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f'{folder}: another `jaxface prepare` is writing this dataset; wait for it') from error
-    except OSError as error:
-      # Some network file systems lock no folders; not to start two runs is then the user's care.
-      if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):
-        raise
+    if not lock(handle):
+      raise UserError(f'{folder}: another `jaxface prepare` is writing this dataset; wait for it')
     yield
   finally:
     os.close(handle)

@@ -1,7 +1,8 @@
 """Several processes that make one run: how they find each other, and how they give up together."""
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -62,6 +63,27 @@ def gathered(own: np.ndarray) -> np.ndarray:
   shares = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec('processes')), own[None])
   everywhere = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))(shares)
   return on_host(everywhere)
+
+
+def anywhere(what: bool) -> bool:
+  """Whether it is so in any of the processes, which all must ask."""
+  return what if jax.process_count() == 1 else bool(gathered(np.array(what)).any())
+
+
+def check_same(what: str, values: Mapping[str, object]) -> None:
+  """Raises UserError in all processes where one has other `values` than process 0; `what` they are, for people."""
+  if jax.process_count() == 1:
+    return
+  names = sorted(values)
+  # Arrays of one shape are what processes can compare: first which names there are, then what they stand for.
+  for texts in ([f'{len(names)} entries'], names, [f'{name}: {values[name]!r}' for name in names]):
+    digests = gathered(np.stack([np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32) for text in texts]))
+    others = np.argwhere((digests != digests[0]).any(-1))
+    if others.size:
+      process, entry = others[0]
+      raise UserError(
+        f'process {process} has another {what} than process 0; all need the same, and here it is {texts[entry]}'
+      )
 
 
 @contextlib.contextmanager

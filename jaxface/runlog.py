@@ -20,7 +20,18 @@ METRICS_FILE = 'metrics.jsonl'
 def read_metrics(workdir: Path) -> list[dict[str, float]]:
   """The lines of a run's metrics file, oldest first."""
   path = folder(workdir) / METRICS_FILE
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+  lines = path.read_text().splitlines() if path.is_file() else []
+  if lines and not _whole(lines[-1]):  # A full disk or a crash has cut it off.
+    lines.pop()
+  return [json.loads(line) for line in lines]
+
+
+def _whole(line: str) -> bool:
+  try:
+    json.loads(line)
+  except ValueError:
+    return False
+  return True
 
 
 class RunLog:

@@ -12,22 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxface import figures, input_pipeline
 from jaxface import workdir as workdirs
-from jaxface.checkpoint import Checkpoints
+from jaxface.checkpoint import Checkpoints, restore_weights
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_state
 from jaxface.folders import folder, written_locally
 from jaxface.optimizers import ENDING_DECAYS
 from jaxface.parallel import Batch, Engine, check_batch_size
-from jaxface.processes import giving_up_together, process_and_count, speaks
+from jaxface.processes import check_same, giving_up_together, process_and_count, speaks
 from jaxface.runlog import RunLog, SilentLog, read_metrics
 from jaxface.runs import engine_for, open_split
 from jaxface.state import TrainState, for_evaluation, parameter_table, size_in_bytes
+from jaxface.workdir import read_config
 
 # Two dispatches in flight keep the devices busy; more would only queue up batches in their memory.
 _IN_FLIGHT = 2
@@ -56,6 +58,7 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
   NonFiniteError at the first loss that is no number; the last good checkpoint stays.
   """
   workdir = folder(workdir)
+  check_same('configuration', workdirs.shared(config))
   engine = engine_for(config)
   _check_numbers(config, engine)
   with contextlib.ExitStack() as stack:
@@ -65,6 +68,7 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
       if speaks():
         stack.enter_context(workdirs.locked(workdir))
         _describe_run(config, workdir, engine)
+    check_same('dataset', {config.data.train_split: train_set.fingerprint})
     with giving_up_together():
       workdirs.check_shared(workdir)
     checkpoints = stack.enter_context(Checkpoints(workdir, keep_last=config.keep_last, keep_best=config.keep_best))
@@ -101,16 +105,16 @@ def _loop(
   """From `first_step` to the end, or to a request to stop."""
   validation_set, examples = _open_validation(config, engine, train_set, log)
   stream = _open_stream(config, engine, train_set, first_step)  # Batch t is what step t + 1 learns from.
-  pending = _Pending(engine, config.steps_per_dispatch)
+  pending = _Pending(engine)
   metrics: dict[str, float] = {}
   step = first_step
   log.pause()  # The first dispatch compiles.
-  for batches in _ahead(stream, engine, config.steps_per_dispatch, config.total_steps - first_step):
-    before, step = step, step + config.steps_per_dispatch
+  for steps, batches in _ahead(stream, engine, config.steps_per_dispatch, config.total_steps - first_step):
+    before, step = step, step + steps
     state, device_metrics = engine.train_step(state, batches, engine.dataset)
-    pending.add(step, device_metrics)
+    pending.add(step, steps, device_metrics)
     log.advance(step)
-    due = _what_is_due(config, before, step, first=before == first_step, stop=stop.agreed(step))
+    due = _what_is_due(config, before, step, first=before == first_step, stop=stop.agreed())
     if due.log:
       metrics = pending.read()
       log.scalars(step, {f'train/{name}': value for name, value in metrics.items()} | log.speed(step))
@@ -120,7 +124,7 @@ def _loop(
       if due.evaluate and validation_set is not None:
         metrics = evaluate_state(engine, state, validation_set, batch_size=config.batch_size, limit=config.eval_batches)
         log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
-        score = metrics[config.best_metric] * _BEST_IS[config.best_is]
+        score = metrics[config.best_metric] * _BEST_IS[config.best_is] if config.best_metric else None
       if due.render:
         log.pictures(step, engine.render(for_evaluation(state), examples))
       if due.save:
@@ -168,6 +172,7 @@ class StopRequest:
 
   def __init__(self) -> None:
     self._asked = False
+    self._times_asked = 0
     self._before: dict[int, object] = {}
 
   def __enter__(self) -> 'StopRequest':
@@ -184,11 +189,13 @@ class StopRequest:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def agreed(self, step: int) -> bool:
-    """Whether to stop after `step`; with several processes, all answer alike."""
+  def agreed(self) -> bool:
+    """Whether to stop now; several processes must ask equally often, and all are answered alike."""
     if jax.process_count() == 1:
       return self._asked
-    return multihost_utils.reached_preemption_sync_point(step)
+    # JAX lets them meet at the number behind the highest that any has said, so none may be left out.
+    self._times_asked += 1
+    return multihost_utils.reached_preemption_sync_point(self._times_asked)
 
 
 def _check_numbers(config: ConfigDict, engine: Engine) -> None:
@@ -196,11 +203,6 @@ def _check_numbers(config: ConfigDict, engine: Engine) -> None:
     if config[key] < 1:
       raise UserError(f'{key}={config[key]} is too small; give at least 1')
   check_batch_size(config.batch_size, engine.device_count * config.accumulate_steps)
-  if config.total_steps % config.steps_per_dispatch:
-    raise UserError(
-      f'steps_per_dispatch={config.steps_per_dispatch} does not divide total_steps={config.total_steps}; '
-      'choose one that does'
-    )
 
 
 def _describe_run(config: ConfigDict, workdir: Path, engine: Engine) -> None:
@@ -213,8 +215,7 @@ def _describe_run(config: ConfigDict, workdir: Path, engine: Engine) -> None:
       config.total_steps,
       config.optimizer.decay,
     )
-  # One more than are kept: the new one is written before an old one goes.
-  workdirs.check_disk(workdir, (config.keep_last + config.keep_best + 1) * size_in_bytes(state))
+  workdirs.check_disk(workdir, config.keep_last + config.keep_best, size_in_bytes(state))
   (workdir / 'parameters.txt').write_text(parameter_table(state.params) + '\n')
 
 
@@ -241,13 +242,30 @@ def _first_state(
   state = engine.init()
   if not config.init_from:
     return state, 0, 'starting from random weights'
-  with Checkpoints(Path(config.init_from), read_only=True) as source:
-    if not source.steps:
-      raise UserError(f'init_from={config.init_from} holds no checkpoint; give the workdir of a run')
-    step = source.best_step or source.steps[-1]
-    weights = source.load_state(step, engine.abstract_saved)
-  saved = engine.to_saved(state).replace(params=weights.params, model_state=weights.model_state, ema=weights.ema)
+  weights, step = _weights_of(config, engine)
+  saved = engine.to_saved(state)
+  # A copy: a step gives the memory of both away.
+  ema = saved.ema and (weights.ema or jax.tree.map(jnp.copy, {name: weights.params[name] for name in saved.ema}))
+  saved = saved.replace(params=weights.params, model_state=weights.model_state, ema=ema)
   return engine.from_saved(saved), 0, f'starting from the weights of {config.init_from}, step {step}'
+
+
+def _weights_of(config: ConfigDict, engine: Engine) -> tuple[TrainState, int]:
+  """The weights of the run `init_from`, which may have had another optimizer or no averaged copy, and their step."""
+  source = read_config(Path(config.init_from))
+  source.parallel = config.parallel
+  theirs, ours = engine_for(source, training=False).abstract_saved, engine.abstract_saved
+  shapes = [
+    {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in leaves}
+    for leaves in (jax.tree_util.tree_leaves_with_path((s.params, s.model_state)) for s in (theirs, ours))
+  ]
+  if shapes[0] != shapes[1]:
+    name = next(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
+    raise UserError(
+      f'init_from={config.init_from} is of another network: {name} is {shapes[0].get(name)} there, '
+      f'{shapes[1].get(name)} here'
+    )
+  return restore_weights(Path(config.init_from), theirs)
 
 
 def _open_validation(
@@ -259,6 +277,7 @@ def _open_validation(
   except UserError as error:
     log.say(f'training without validation: {error}')
     dataset = None
+  check_same('dataset', {config.data.eval_split: None if dataset is None else dataset.fingerprint})
   rows = -(-_RENDERED_ROWS // engine.device_count) * engine.device_count
   examples = next(
     input_pipeline.eval_batches(dataset or train_set, batch_size=rows, process=process_and_count(), limit=1)
@@ -275,7 +294,7 @@ def _check_best(config: ConfigDict, engine: Engine, train_set: input_pipeline.Da
   )
   measured = engine.abstract_metrics(examples)
   names = engine.task.summary({name: np.ones(shape.shape) for name, shape in measured.items()})
-  if config.best_metric not in names:
+  if config.best_metric and config.best_metric not in names:
     raise UserError(f'best_metric={config.best_metric!r} is not measured; choose from {", ".join(names)}')
 
 
@@ -296,11 +315,15 @@ def _open_stream(
 
 def _ahead(
   stream: Iterator[input_pipeline.NumpyBatch], engine: Engine, steps_per_dispatch: int, steps: int
-) -> Iterator[Batch]:
-  """Batches on the devices, put there one dispatch ahead of the one that is computed."""
-  queue: collections.deque[Batch] = collections.deque()
-  for _ in range(steps // steps_per_dispatch):
-    queue.append(engine.put_stacked(list(itertools.islice(stream, steps_per_dispatch))))
+) -> Iterator[tuple[int, Batch]]:
+  """Batches on the devices, put there one dispatch ahead of the one that is computed, and how many each is.
+
+  The last may be fewer: a run that was stopped, and goes on, may have any number of steps left.
+  """
+  queue: collections.deque[tuple[int, Batch]] = collections.deque()
+  for done in range(0, steps, steps_per_dispatch):
+    count = min(steps_per_dispatch, steps - done)
+    queue.append((count, engine.put_stacked(list(itertools.islice(stream, count)))))
     if len(queue) == _IN_FLIGHT:
       yield queue.popleft()
   yield from queue
@@ -309,32 +332,32 @@ def _ahead(
 class _Pending:
   """Metrics still on the devices, read in one go when they are wanted."""
 
-  def __init__(self, engine: Engine, steps_per_dispatch: int):
-    self._engine, self._steps_per_dispatch = engine, steps_per_dispatch
-    self._waiting: list[tuple[int, dict[str, jax.Array]]] = []
+  def __init__(self, engine: Engine):
+    self._engine = engine
+    self._waiting: list[tuple[int, int, dict[str, jax.Array]]] = []
 
-  def add(self, last_step: int, metrics: dict[str, jax.Array]) -> None:
-    """Queues what a dispatch that ended with `last_step` returned, and waits for the one before the last."""
-    self._waiting.append((last_step, metrics))
+  def add(self, last_step: int, steps: int, metrics: dict[str, jax.Array]) -> None:
+    """Queues what a dispatch of so many steps, up to `last_step`, returned, and waits for the one before the last."""
+    self._waiting.append((last_step, steps, metrics))
     if len(self._waiting) > _IN_FLIGHT:
-      jax.block_until_ready(self._waiting[-1 - _IN_FLIGHT][1])
+      jax.block_until_ready(self._waiting[-1 - _IN_FLIGHT][2])
 
   def read(self) -> dict[str, float]:
     """Means over the steps since the last call; raises NonFiniteError by the first step and term that is no number."""
-    steps: dict[str, list[float]] = {}
-    for last_step, metrics in self._waiting:
+    found: dict[str, list[float]] = {}
+    for last_step, steps, metrics in self._waiting:
       host = self._engine.metrics_on_host(metrics)
-      for i in range(self._steps_per_dispatch):
+      for i in range(steps):
         now = {name: float(values[i]) for name, values in host.items()}
         broken = [name for name, value in now.items() if not math.isfinite(value)]
         if broken:
           # The total and the gradient break with any term: name the term.
           name = next((name for name in broken if name not in ('loss', 'grad_norm')), broken[0])
-          raise NonFiniteError(f'{name} became {now[name]} at step {last_step - self._steps_per_dispatch + 1 + i}')
+          raise NonFiniteError(f'{name} became {now[name]} at step {last_step - steps + 1 + i}')
         for name, value in now.items():
-          steps.setdefault(name, []).append(value)
+          found.setdefault(name, []).append(value)
     self._waiting.clear()
-    return {name: math.fsum(values) / len(values) for name, values in steps.items()}
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
 def _last_validation(workdir: Path) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """A run's folder: its lock, its resolved configuration and what it ran on."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -17,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
-from jaxface.folders import folder, in_object_store
+from jaxface.folders import folder, in_object_store, lock
 
 CONFIG_FILE = 'config.json'
 ENVIRONMENT_FILE = 'environment.json'
@@ -44,23 +43,18 @@ def write_atomically(path: Path, text: str) -> None:
 def locked(workdir: Path) -> Iterator[None]:
   """Holds `workdir` (made if missing) for this run alone; the lock goes with the process, however it ends.
 
-  Object stores have no locks: there, nothing keeps a second run away.
+  Object stores and some network file systems have no locks: there, nothing keeps a second run away.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = contextlib.nullcontext() if in_object_store(workdir) else open(workdir / '.lock', 'w')  # noqa: SIM115
+    opened = contextlib.nullcontext() if in_object_store(workdir) else open(workdir / '.lock', 'w')  # noqa: SIM115
   except OSError as error:
     raise UserError(
       f'cannot write to the workdir {workdir}: {error.strerror or error}; choose another --workdir'
     ) from error
-  with lock as file:
-    try:
-      if file is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f'the workdir {workdir} is in use by another run; wait for it or choose another --workdir'
-      ) from None
+  with opened as file:
+    if file is not None and not lock(file.fileno()):
+      raise UserError(f'the workdir {workdir} is in use by another run; wait for it or choose another --workdir')
     yield
 
 
@@ -88,6 +82,12 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}
   return value
+
+
+def shared(config: ConfigDict) -> dict[str, Any]:
+  """What several processes must have in common of a configuration, by its keys: all but where and how data are read."""
+  flat = _flatten(_tuples(json.loads(config.to_json())))
+  return {key: value for key, value in flat.items() if key not in ('data.data_dir', 'data.workers')}
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -154,10 +154,15 @@ def check_shared(workdir: Path) -> None:
     )
 
 
-def check_disk(workdir: Path, needed: int) -> None:
-  """Raises before anything is written when fewer than `needed` bytes are free."""
+def check_disk(workdir: Path, kept: int, size: int) -> None:
+  """Raises before anything is written where the disk has no room for `kept` checkpoints of `size` bytes.
+
+  And for one more, since the new one is written before an old one goes. Those of a run that goes on are there already.
+  """
   if in_object_store(workdir):
     return
+  there = [entry for entry in (workdir / CHECKPOINT_FOLDER).glob('*') if entry.name.isdigit()]
+  needed = max(kept + 1 - len(there), 1) * size
   free = shutil.disk_usage(workdir).free
   if free < needed:
     raise UserError(

@@ -1,6 +1,9 @@
 """The order of examples is a function of the seed alone, whoever reads them; evaluation sees each example once."""
 
 import itertools
+import multiprocessing
+import os
+import signal
 
 import cv2
 import numpy as np
@@ -76,8 +79,21 @@ def test_processes_share_out_the_same_batches(dataset):
       np.testing.assert_array_equal(parts[p][t]['image'], batch['image'][rows])
 
 
-def test_worker_processes_change_nothing(dataset):
-  _assert_same(_take(_stream(dataset, workers=2), 5), _take(_stream(dataset), 5))
+def test_worker_processes_change_nothing_and_outlive_what_asks_the_run_to_stop(dataset):
+  before = set(multiprocessing.active_children())
+  stream = _stream(dataset, workers=2)
+  got = _take(stream, 1)
+  workers = set(multiprocessing.active_children()) - before
+  assert len(workers) == 2
+  for worker in workers:
+    for number in (signal.SIGINT, signal.SIGTERM):
+      os.kill(worker.pid, number)
+  got += _take(stream, 39)  # More than lie ready.
+  _assert_same(got, _take(_stream(dataset), 40))
+  del stream
+  for worker in workers:
+    worker.join(timeout=30)
+    assert not worker.is_alive()
 
 
 def test_resident_batches_follow_the_same_order(dataset):

@@ -124,7 +124,7 @@ def test_a_run_is_kept_in_a_bucket(monkeypatch):
   config = ConfigDict({'seed': 0, 'widths': (1, 2)})
   with workdir.locked(run):
     workdir.open_run(run, config)
-    workdir.check_disk(run, 2**60)
+    workdir.check_disk(run, kept=3, size=2**60)
   assert workdir.read_config(bucket).to_dict() == config.to_dict()
   for first_step in (0, 1):  # The second log takes back what was said after step 1.
     with runlog.RunLog(run, first_step=first_step, total_steps=3, images_per_step=1, quiet=True) as log:

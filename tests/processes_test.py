@@ -101,8 +101,14 @@ _GIVE_UP = """
 import sys
 import jax
 from jaxface.errors import UserError
-from jaxface.processes import giving_up_together, start_processes
+from jaxface.processes import anywhere, check_same, giving_up_together, start_processes
 start_processes('auto', None, None)
+assert (anywhere(jax.process_index() == 1), anywhere(False)) == (True, False)
+check_same('colour', {'eyes': 'blue'})
+try:
+  check_same('dataset', {'test': 6, 'train': jax.process_index()})
+except UserError as error:
+  print(error, file=sys.stderr)
 try:
   with giving_up_together():
     if jax.process_index() == 1:
@@ -144,6 +150,8 @@ def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_
   # Rounding would grow by the recipe's own optimizer, which divides by the size of tiny gradients.
   config.optimizer.name, config.optimizer.clip_each, config.optimizer.learning_rate = 'sgd', 0.0, 0.01
   overrides = [f'--config.optimizer.{key}={config.optimizer[key]}' for key in ('name', 'clip_each', 'learning_rate')]
+  config.steps_per_dispatch = 2
+  overrides.append('--config.steps_per_dispatch=2')
   two = tmp_path / 'two'
   command = _command(
     two, config, *overrides, '--config.total_steps=400', '--coordinator', 'auto', '--stopped-status', '75'
@@ -176,7 +184,7 @@ def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_
     name: {record['step']: record['train/loss'] for record in read_metrics(tmp_path / name) if 'train/loss' in record}
     for name in ('one', 'two')
   }
-  assert losses['two'].keys() == set(range(1, reached + 3))
+  assert losses['two'].keys() == set(range(2, reached + 3, 2))
   steps = sorted(losses['two'])
   np.testing.assert_allclose(*([losses[name][step] for step in steps] for name in ('two', 'one')), rtol=1e-4)
   got, expected = (saved_state(tmp_path / name, config, reached + 2).params for name in ('two', 'one'))
@@ -189,3 +197,7 @@ def test_what_stops_one_process_stops_all(tmp_path):
   assert [process.returncode for process in processes] == [1, 1], outputs
   assert 'process 1 of 2 gave up; its own message says why' in outputs[0]
   assert 'no such folder here' in outputs[1]
+  assert all(
+    'process 1 has another dataset than process 0; all need the same, and here it is train: ' in output
+    for output in outputs
+  )

@@ -1,5 +1,7 @@
 """The loop's promises: resumed equals uninterrupted, damage and preemption are survived, wrong numbers stop it."""
 
+import errno
+import fcntl
 import functools
 import json
 import re
@@ -112,6 +114,25 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, whole_state, tmp_
   _assert_same_bits(saved_state(workdir, config, 6), whole_state)
 
 
+def test_steps_left_that_are_no_whole_dispatch_are_taken(whole_run, whole_state, tmp_path):
+  workdir, config = _cut(whole_run, tmp_path, 2), whole_run[1].copy_and_resolve_references()
+  config.steps_per_dispatch, config.eval_steps, config.render_steps = 3, 0, 0  # Four steps are left: three and one.
+  outcome = train(config, workdir, quiet=True)
+  assert (outcome.step, outcome.finished) == (6, True)
+  # Another program rounds otherwise; see the test before.
+  got = saved_state(workdir, config, 6).params
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, whole_state.params)
+  assert [record['step'] for record in read_metrics(workdir) if 'train/loss' in record] == [1, 2, 5, 6]
+
+
+def test_a_cut_off_line_of_metrics_is_forgotten(whole_run, tmp_path):
+  workdir, config = _cut(whole_run, tmp_path, 6), whole_run[1]
+  with open(workdir / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 7, "train/lo')
+  assert train(config, workdir, quiet=True).metrics.keys() >= {'loss'}
+  assert read_metrics(workdir) == read_metrics(whole_run[0])
+
+
 def test_best_and_last_are_kept(config, tmp_path):
   config.total_steps, config.eval_steps, config.keep_last = 6, 2, 1
   train(config, tmp_path / 'run', quiet=True)
@@ -155,9 +176,27 @@ def test_weights_of_another_run_start_a_new_one(whole_run, config, tmp_path):
   jax.tree.map(close, saved_state(tmp_path / 'next', config, 1).params, jax.tree.map(np.asarray, best))
 
 
+def test_weights_start_a_run_of_another_optimizer_that_averages(whole_run, config, tmp_path):
+  config.init_from = str(whole_run[0])
+  config.total_steps = 1
+  config.optimizer.name, config.optimizer.clip_each, config.optimizer.learning_rate = 'sgd', 0.0, 0.0
+  config.ema_decay = 0.5
+  train(config, tmp_path / 'next', quiet=True)
+  best = jax.tree.map(np.asarray, load_run(whole_run[0]).state.params)
+  state = saved_state(tmp_path / 'next', config, 1)
+  for copy in (state.params, state.ema):
+    jax.tree.map(np.testing.assert_array_equal, copy, best)
+
+
+def test_weights_of_another_network_are_refused(whole_run, config, tmp_path):
+  config.init_from, config.model.latent_dim = str(whole_run[0]), 9
+  with pytest.raises(UserError, match=r'is of another network: \S+ is \(.*8,?\) there, \(.*9,?\) here'):
+    train(config, tmp_path / 'next', quiet=True)
+
+
 def test_a_workdir_without_weights_is_refused_and_not_made(config, tmp_path):
   config.init_from = str(tmp_path / 'typo')
-  with pytest.raises(UserError, match='typo has no checkpoints'):
+  with pytest.raises(UserError, match='typo holds no run'):
     train(config, tmp_path / 'next', quiet=True)
   assert not (tmp_path / 'typo').exists()
 
@@ -188,3 +227,21 @@ def test_too_small_a_disk_is_refused_before_anything_is_computed(config, tmp_pat
   with pytest.raises(UserError, match='GiB free and this run needs'):
     train(config, tmp_path / 'run', quiet=True)
   assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+def test_checkpoints_that_are_there_need_no_room(tmp_path, monkeypatch):
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(1, 1, 150))
+  for kept in (1, 2):
+    (tmp_path / 'checkpoints' / str(kept)).mkdir(parents=True)
+  workdirs.check_disk(tmp_path, kept=2, size=100)
+  with pytest.raises(UserError, match='make room'):
+    workdirs.check_disk(tmp_path, kept=3, size=100)
+
+
+def test_a_disk_without_locks_is_taken_as_it_is(tmp_path, monkeypatch):
+  def no_locks(handle, operation):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with workdirs.locked(tmp_path / 'run'):
+    assert (tmp_path / 'run').is_dir()
