@@ -11,7 +11,7 @@ from jaxface.errors import UserError
 from jaxface.folders import folder, written_locally
 from jaxface.parallel import Engine, check_batch_size
 from jaxface.perceptual import Perceptual
-from jaxface.processes import giving_up_together, process_and_count, speaks
+from jaxface.processes import check_same, giving_up_together, process_and_count, speaks
 from jaxface.published import PUBLISHED
 from jaxface.runs import Run, load_run, open_split
 from jaxface.state import TrainState, for_evaluation
@@ -134,17 +134,20 @@ def evaluate_runs(
     for draw in range(draws) if draws else (None,):
       with giving_up_together():
         dataset = open_split(run.config, run.engine, split, draw=draw)
+      check_same('dataset', {split: dataset.fingerprint})
       found.append(evaluate_state(run.engine, run.state, dataset, batch_size=rows))
       if metrics:
-        found[-1] |= perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
+        added = perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
+        # What a system measures by itself it measures in its own way, which its protocol says.
+        found[-1] |= {name: value for name, value in added.items() if name not in found[-1]}
     results[run.name] = _mean_and_spread(found)
   protocol = {
     'dataset': dataset.fingerprint,
     'examples': len(dataset),
     **({'references': f'{draws} draws; mean and standard deviation over them'} if draws else {}),
     'checkpoints': {run.name: run.step for run in runs},
-    **runs[0].engine.task.protocol,
     **perceptual.protocol,
+    **runs[0].engine.task.protocol,
   }
   published = {run.config.task: PUBLISHED[run.config.task] for run in runs if run.config.task in PUBLISHED}
   if speaks():

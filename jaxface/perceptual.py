@@ -41,7 +41,7 @@ _TOLD = {
   **paired.told(_SSIM_WINDOW),
   'lpips': 'v0.1',
   'fid': fid.PREPARATION,
-  'diversity': 'LPIPS v0.1 of two pictures made of the same input, or else of a picture and its neighbour; mean',
+  'diversity': 'LPIPS v0.1 of two pictures made of the same input, or else of a picture and the one before; mean',
   'identity': 'cosine of face features, averaged over all positions',
   'miou': 'label map found in the 8-bit picture against the one asked for, over all pixels of the set',
   'seconds': 'to make one picture, in batches as evaluated, by all devices; compiling not counted',
@@ -50,6 +50,9 @@ _TOLD = {
 Apply = Callable[..., jax.Array]
 # Name -> values [B], and 1 where a row counts, else 0.
 _Weighted = dict[str, tuple[jax.Array, jax.Array]]
+# By protocol: values (by protocol/metric), features for FID, label maps and 8-bit pictures for mIoU.
+# And which rows are real.
+_Found = tuple[_Weighted, dict[str, jax.Array], dict[str, tuple[jax.Array, jax.Array]], jax.Array]
 
 
 class Perceptual:
@@ -93,13 +96,17 @@ class Perceptual:
       fid.check_count(len(dataset))
     variables = {name: jax.device_put(network.variables, engine.whole) for name, network in self._networks.items()}
     step = jax.jit(functools.partial(self._step, engine), out_shardings=engine.whole)
+    before: _Weighted | None = None
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     statistics: dict[str, fid.FeatureStatistics] = {}
     agreement: dict[str, np.ndarray] = {}
     process = (jax.process_index(), jax.process_count())
     for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process):
-      values, features, asked, weight = on_host(step(state, variables, engine.put(batch)))
+      given = engine.put(batch)
+      before = self._nothing_before(engine, state, given) if before is None else before
+      found, before = step(state, variables, given, before)
+      values, features, asked, weight = on_host(found)
       for name, (of_rows, counted) in values.items():
         sums[name] += float(of_rows[counted > 0].astype(np.float64).sum())
         counts[name] += float(counted.sum())
@@ -120,11 +127,16 @@ class Perceptual:
       measured |= {f'{name}/{metric}': figures[metric] for metric in ('miou', 'accuracy')}
     return measured
 
+  def _nothing_before(self, engine: JitEngine, state: TrainState, batch: Batch) -> _Weighted:
+    """What stands before the first picture of each of the task's `sets`: one that does not count."""
+    sets = jax.eval_shape(functools.partial(_compared, engine), state, batch).sets
+    nothing = {name: (jnp.zeros((1, *p.shape[1:]), p.dtype), jnp.zeros(1)) for name, p in sets.items()}
+    return jax.device_put(nothing, engine.whole)
+
   def _step(
-    self, engine: JitEngine, state: TrainState, variables: Mapping[str, PyTree], batch: Batch
-  ) -> tuple[_Weighted, dict[str, jax.Array], dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
-    """Values per row by 'protocol/metric' with which rows count, features for FID and 8-bit pictures for mIoU, each by
-    protocol, and which rows are real."""
+    self, engine: JitEngine, state: TrainState, variables: Mapping[str, PyTree], batch: Batch, before: _Weighted
+  ) -> tuple[_Found, _Weighted]:
+    """What a batch adds, and its last pictures; `before` are those of the batch before, with whether they count."""
     compared, weight = _compared(engine, state, batch), batch['weight']
     if compared.real is None and not compared.pairs:
       told = ', '.join(self._metrics)
@@ -140,7 +152,10 @@ class Perceptual:
         asked = {name: (label, levels(picture)) for name, (label, picture) in compared.asked.items()}
         continue
       if metric in _BY_EYE:
-        values |= {f'{name}/{metric}': (_BY_EYE[metric](*pair), weight) for name, pair in compared.pairs.items()}
+        values |= {
+          f'{name}/{metric}': (_BY_EYE[metric](*pair), weight * compared.has.get(name, 1))
+          for name, pair in compared.pairs.items()
+        }
         continue
       network = METRICS[metric]
       apply = functools.partial(self._networks[network].module.apply, variables[network])
@@ -148,19 +163,21 @@ class Perceptual:
         pictures = {'real': compared.real, **compared.sets}
         features = _over({name: (picture,) for name, picture in pictures.items()}, _in_range(apply))
         continue
-      counted = weight
+      counted = {}
       if metric == 'identity':
         found = _over(compared.persons, _cosine(apply))
       elif metric.startswith('diversity') and not compared.repeats:
-        found = _over({name: (p, jnp.roll(p, 1, axis=0)) for name, p in compared.sets.items()}, apply)
-        # A neighbour's difference counts where both rows are real.
-        counted = weight * jnp.roll(weight, 1)
+        shifted = lambda first, all_: jnp.concatenate([first, all_[:-1]])
+        found = _over({name: (p, shifted(before[name][0], p)) for name, p in compared.sets.items()}, apply)
+        # A difference counts where both pictures do.
+        counted = {name: weight * shifted(before[name][1], weight) for name in found}
       elif metric.startswith('diversity'):
         found = _over(compared.repeats, apply)
       else:
         found = _over(compared.pairs, apply)
-      values |= {f'{protocol}/{metric}': (of_rows, counted) for protocol, of_rows in found.items()}
-    return values, features, asked, weight
+        counted = {name: weight * has for name, has in compared.has.items()}
+      values |= {f'{name}/{metric}': (of_rows, counted.get(name, weight)) for name, of_rows in found.items()}
+    return (values, features, asked, weight), {name: (p[-1:], weight[-1:]) for name, p in compared.sets.items()}
 
 
 def _parser_for(metrics: Sequence[str], workdir: Path | None) -> Parser | None:
@@ -181,7 +198,9 @@ def _seconds(engine: JitEngine, state: TrainState, batch: Batch) -> dict[str, fl
   make = jax.jit(lambda state, batch: _compared(engine, state, batch).sets, out_shardings=engine.whole)
   given = engine.put(batch)
   made = {name: len(pictures) for name, pictures in jax.eval_shape(make, state, given).items()}
-  each = time_repeatedly(lambda: make(state, given), seconds=1.0)[0] / max(sum(made.values()), 1)
+  # By their own clocks several processes would make different numbers of calls, and wait for each other: the least.
+  seconds = 1.0 if jax.process_count() == 1 else 0.0
+  each = time_repeatedly(lambda: make(state, given), seconds=seconds)[0] / max(sum(made.values()), 1)
   return {f'{name}/seconds': each for name in made}
 
 

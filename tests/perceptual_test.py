@@ -37,7 +37,8 @@ class Darker:
   def compared(self, state, batch):
     image = batch['image'].astype(jnp.float32) / 255
     made = {'half': state * image, 'black': 0 * image}
-    return Compared({name: (image, picture) for name, picture in made.items()}, image, made, {'half': (image, image)})
+    pairs = {name: (image, picture) for name, picture in made.items()}
+    return Compared(pairs, real=image, sets=made, persons={'half': (image, image)})
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +58,6 @@ def dataset(data_dir):
   )
 
 
-def _neighbours():
-  full = [(i, (i - 1) % 40) for i in range(40)]
-  return full + [(i, i - 1) for i in range(41, 48)]
-
-
 def test_numbers_are_those_of_all_pictures_at_once(dataset):
   engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
   # 48 pictures: a full batch of 40, and one of 8 that is filled up.
@@ -75,14 +71,40 @@ def test_numbers_are_those_of_all_pictures_at_once(dataset):
     'black/lpips-alex': 2 * np.square(images).mean(),
     'half/fid': fid.frechet_distance(statistics[1], statistics[0.5]),
     'black/fid': fid.frechet_distance(statistics[1], statistics[0]),
-    # Of 48 pictures in batches of 40, one has no neighbour: the first of the filled-up batch.
-    'half/diversity-alex': np.mean([2 * np.square((images[i] - images[j]) / 2).mean() for i, j in _neighbours()]),
+    'half/diversity-alex': 2 * np.square(np.diff(images / 2, axis=0)).mean(),
     'black/diversity-alex': 0.0,
     'half/identity': 1.0,
   }
   assert measured.keys() == expected.keys()
   for name, value in expected.items():
     assert measured[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+
+
+@pytest.mark.parametrize('batch_size', [8, 40])
+def test_diversity_is_of_one_picture_after_the_other_whatever_the_batch(dataset, batch_size):
+  engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
+  measured = Perceptual(['diversity-alex']).measure(engine, jnp.float32(1), dataset, batch_size=batch_size)
+  images = input_pipeline.load_whole(dataset)['image'] / 255
+  assert measured['half/diversity-alex'] == pytest.approx(2 * np.square(np.diff(images, axis=0)).mean(), rel=1e-4)
+
+
+class Partial(Darker):
+  """Pairs that are there in the first half of a batch only."""
+
+  def compared(self, state, batch):
+    compared = super().compared(state, batch)
+    rows = len(batch['image'])
+    return compared._replace(has={'black': (jnp.arange(rows) < rows // 2).astype(jnp.float32)})
+
+
+def test_rows_without_what_is_compared_do_not_count(dataset):
+  engine = JitEngine(Partial(), seed=0, mesh=make_mesh(1, jax.devices()))
+  measured = Perceptual(['lpips-alex', 'l1']).measure(engine, jnp.float32(0.5), dataset, batch_size=8)
+  images = input_pipeline.load_whole(dataset)['image'] / 255
+  there = images[np.arange(48) % 8 < 4]
+  assert measured['black/lpips-alex'] == pytest.approx(2 * np.square(there).mean(), rel=1e-4)
+  assert measured['black/l1'] == pytest.approx(there.mean(), rel=1e-4)
+  assert measured['half/l1'] == pytest.approx(images.mean() / 2, rel=1e-4)
 
 
 def test_seconds_are_those_of_every_made_picture(dataset, monkeypatch):

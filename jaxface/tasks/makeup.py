@@ -172,14 +172,16 @@ class MakeupTask(abc.ABC):
     """True and made pictures, whole and with only a region not the true one; references and results; who is who."""
     seen = self._transfer(state, batch)
     made = seen.made()
-    pairs = {}
+    pairs, has = {}, {}
     if seen.truth is not None:
       pairs = {name: (seen.truth, picture) for name, picture in made.items()}
       for area, mask in _areas(seen.target.label).items():
         for name, picture in made.items():
           pairs[f'{name}, {area}'] = (seen.truth, jnp.where(mask[..., None] > 0, picture, seen.truth))
+          has[f'{name}, {area}'] = mask.any((1, 2)).astype(jnp.float32)
     return Compared(
       pairs=pairs,
+      has=has,
       real=to_unit(seen.reference.image),
       sets=made,
       persons={name: (made['nothing'], made[name]) for name in ('transfer', 'pasted')},

@@ -20,6 +20,7 @@ class Compared(NamedTuple):
 
   Attributes:
     pairs: what should be alike, (true, made) by protocol: LPIPS.
+    has: of pairs that are one in some rows only, by protocol: [B], 1 for those rows and 0 for the others.
     real: what made pictures should be like as a whole.
     sets: made pictures by protocol: FID against `real`; with each other, diversity.
     persons: what should show one person, by protocol: identity.
@@ -28,6 +29,7 @@ class Compared(NamedTuple):
   """
 
   pairs: Mapping[str, tuple[jax.Array, jax.Array]] = {}
+  has: Mapping[str, jax.Array] = {}
   real: jax.Array | None = None
   sets: Mapping[str, jax.Array] = {}
   persons: Mapping[str, tuple[jax.Array, jax.Array]] = {}
