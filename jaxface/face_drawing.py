@@ -49,12 +49,14 @@ def open_run(workdir: Path, checkpoint: str, *, styled: bool) -> Run:
   return run
 
 
-def make_sampling(run: Run, sampler: str | None, steps: int, guidance: float) -> Sampling:
-  """The run's own sampling with these changed; `sampler` None is the run's own, 0 steps are all timesteps."""
+def make_sampling(run: Run, sampler: str | None, steps: int, guidance: float | None) -> Sampling:
+  """The run's own sampling with these changed; None is the run's own, 0 steps are all timesteps."""
   task, config = run.engine.task, run.config.sampling.copy_and_resolve_references()
   if sampler not in (None, config.name):
     config.name, config.eta = sampler, 0.0
-  config.steps, config.guidance = steps, float(guidance)
+  config.steps = steps
+  if guidance is not None:
+    config.guidance = float(guidance)
   return diffusion.make_sampling(config, task.schedule, clip=task.sampling.clip, variance=task.sampling.variance)
 
 

@@ -34,7 +34,7 @@ def synthesize(
   count: int | None = None,
   seed: int = 0,
   steps: int = 50,
-  guidance: float = 1.0,
+  guidance: float | None = None,
   sampler: str | None = None,
   style_labels: Path | None = None,
   label_order: str = 'celebamask_hq',
@@ -63,7 +63,7 @@ def synthesize(
     count: draws after each layout; default 8 in a grid, else 1.
     seed: of the noise.
     steps: of the sampler; 0 for as many as there are timesteps.
-    guidance: away from what is drawn after nothing; 1 for none.
+    guidance: away from what is drawn after nothing; 1 for none; default the run's own.
     sampler: 'ddim', 'ddpm' or 'dpm_solver'; default the run's own.
     style_labels: folder of label maps named as the photos, NAME.png; of a single photo also the file.
     label_order: order of the classes in all label maps, a name of `jaxface.labels.ORDERS`.
@@ -247,8 +247,8 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
                        'grid, else 1')  # fmt: skip
   command.add_argument('--seed', type=int, default=0)
   command.add_argument('--steps', type=int, default=50, help='of the sampler; 0 for all timesteps; default 50')
-  command.add_argument('--guidance', type=float, default=1.0, help='more than 1 follows label map and style more '
-                       'strictly; default 1')  # fmt: skip
+  command.add_argument('--guidance', type=float, help='more than 1 follows label map and style more strictly; default '
+                       "the run's own")  # fmt: skip
   command.add_argument('--sampler', choices=('ddim', 'ddpm', 'dpm_solver'), help="default the run's own")
   command.add_argument('--style-labels', type=Path, metavar='DIR', help='label maps of the photos, NAME.png for '
                        'NAME.jpg; of a single photo also the file')  # fmt: skip
