@@ -49,7 +49,8 @@ def face_features(name: str, side: int) -> tuple[PerceptualLoss | None, PyTree]:
     variables = random_variables(0, module)
   elif name == 'vggface2':
     network = weights.load('resnet50_face')
-    module, variables = network.module.clone(pool=pool), network.variables
+    # The backend's own precision: a loss need not be exact to the last digits.
+    module, variables = network.module.clone(pool=pool, precision=None), network.variables
   else:
     raise UserError(f'unknown loss.perceptual {name!r}; choose from vggface2, random, none')
   return PerceptualLoss(module, jnp.abs), variables

@@ -24,6 +24,7 @@ from jaxface.metrics.lpips import Lpips
 from jaxface.models.inception import InceptionFeatures
 from jaxface.models.resnet50_face import FaceResNet50
 from jaxface.models.vgg import VGG19, Vgg
+from jaxface.processes import giving_up_together
 from jaxface.untrained import untrained
 
 # What to fetch for each network, by the names it is published under.
@@ -50,8 +51,8 @@ _SIDE = 96
 # Converter and module.
 _OF_ONE_FILE = {
   'inception': (inception, InceptionFeatures),
-  # For pictures of any size; a loss that compares by window says so.
-  'resnet50_face': (resnet50_face, lambda: FaceResNet50(pool='global')),
+  # As it measures: pictures of any size, products in float32. A loss says so where it compares otherwise.
+  'resnet50_face': (resnet50_face, lambda: FaceResNet50(pool='global', precision='highest')),
   'vgg19': (vgg19, lambda: Vgg(('relu4_1',), VGG19)),
 }
 
@@ -122,21 +123,22 @@ def load(name: str, weights_dir: str | os.PathLike | None = None) -> Network:
   """Network `name`, a key of `FILES`, as `register` has made it; `weights_dir` is by default `default_dir()`.
 
   With `UNTRAINED` before the name, one that was never trained, to measure speed. UserError where it is not there, with
-  what to download and which command to say.
+  what to download and which command to say. Several processes must load it together.
   """
   if name.startswith(UNTRAINED):
     return _untrained(name.removeprefix(UNTRAINED))
   _check_name(name)
   path = Path(weights_dir or default_dir()) / f'{name}.npz'
-  if not path.is_file():
-    raise UserError(f'{path} is missing: {_how_to_get(name, weights_dir)}')
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      flat = dict(arrays)
-    files = json.loads(str(flat.pop('files')))
-    variables = traverse_util.unflatten_dict(flat, sep='/')
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path} is damaged: {_how_to_get(name, weights_dir)}') from error
+  with giving_up_together():  # Each machine of several has a folder of its own.
+    if not path.is_file():
+      raise UserError(f'{path} is missing: {_how_to_get(name, weights_dir)}')
+    try:
+      with np.load(path, allow_pickle=False) as arrays:
+        flat = dict(arrays)
+      files = json.loads(str(flat.pop('files')))
+      variables = traverse_util.unflatten_dict(flat, sep='/')
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise UserError(f'{path} is damaged: {_how_to_get(name, weights_dir)}') from error
   return Network(_module(name), variables, files)
 
 

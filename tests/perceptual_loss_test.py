@@ -2,7 +2,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.perceptual_loss import vgg_features
+from jaxface import weights
+from jaxface.models.resnet50_face import FaceResNet50
+from jaxface.perceptual_loss import face_features, vgg_features
+
+
+def test_the_face_network_measures_in_float32_and_trains_as_the_backend_multiplies(monkeypatch):
+  network = weights.load('untrained:resnet50_face')
+  assert network.module == FaceResNet50(pool='global', precision='highest')
+  monkeypatch.setattr(weights, 'load', lambda name: network)
+  loss, variables = face_features('vggface2', 256)
+  assert loss.module == FaceResNet50()
+  assert variables is network.variables
 
 
 def test_vgg_in_bfloat16_compares_as_in_float32():

@@ -1,4 +1,4 @@
-"""Pixel-wise distances of picture pairs: floats [..., H, W, C] -> float32 [...], one value for each pair.
+"""Pixel-wise distances of picture pairs: floats [..., H, W, C] -> float32 [...], one value for each pair; and luma.
 
 Any leading axes. UserError for integers or for shapes that differ.
 """
@@ -40,3 +40,9 @@ def psnr(a: jax.Array, b: jax.Array, *, max_val: float = 1.0) -> jax.Array:
 def _mse(a, b):
   a, b = picture_pair(a, b)
   return jnp.mean(jnp.square(a - b), axis=(-3, -2, -1))
+
+
+def luma(image: jax.Array) -> jax.Array:
+  """0.299 R + 0.587 G + 0.114 B: [..., 3] -> [..., 1]."""
+  # Sums, not a matrix product: no accelerator should round them.
+  return 0.299 * image[..., :1] + 0.587 * image[..., 1:2] + 0.114 * image[..., 2:]

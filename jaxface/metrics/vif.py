@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.filters import blur, gaussian, picture_pair, to_planes
+from jaxface.metrics import pixel
 
 WINDOWS = (17, 9, 5, 3)
 LEAST_SIDE = 41
@@ -33,7 +34,7 @@ def vif(reference: jax.Array, distorted: jax.Array, *, luma: bool = False) -> ja
   if luma:
     if channels != 3:
       raise UserError(f'luma needs RGB pictures; these have {channels} channels')
-    reference, distorted = _luma(reference), _luma(distorted)
+    reference, distorted = pixel.luma(reference), pixel.luma(distorted)
   reference_HKW, distorted_HKW = _centred(reference), _centred(distorted)
   kept, available = 0.0, 0.0
   for scale, size in enumerate(WINDOWS):
@@ -45,10 +46,6 @@ def vif(reference: jax.Array, distorted: jax.Array, *, luma: bool = False) -> ja
   # The guards cancel for equal pictures and are far below the information of any window that is not flat.
   score_K = (kept + _EPSILON) / (available + _EPSILON)
   return score_K.reshape(*batch, -1).mean(-1)
-
-
-def _luma(pictures):
-  return pictures @ jnp.array([[0.299], [0.587], [0.114]], jnp.float32)
 
 
 def _centred(pictures):

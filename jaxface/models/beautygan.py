@@ -12,17 +12,12 @@ from flax import linen as nn
 from jaxface.conv import conv3x3
 from jaxface.errors import UserError
 from jaxface.layers import Dtype, spread
-from jaxface.models.unet_layers import GroupNorm
+from jaxface.models.unet_layers import GroupNorm, torch_bias_init, torch_init
 from jaxface.spectral_norm import largest_singular_value, power_iteration
 from jaxface.window_conv import convolve, convolve_transpose
 
-# PyTorch's xavier_normal_, and what its convolutions draw from when nobody asks: +-1 / sqrt(fan in).
+# PyTorch's xavier_normal_.
 _xavier = nn.initializers.variance_scaling(1.0, 'fan_avg', 'normal')
-_torch_default = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-
-
-def _zero_mean_uniform(limit: float) -> nn.initializers.Initializer:
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 class Conv(nn.Module):
@@ -168,7 +163,7 @@ class SpectralConv(nn.Module):
   def __call__(self, x_BHWI: jax.Array, train: bool) -> jax.Array:
     """[B, H, W, I] -> [B, h, w, features] in `dtype`; with `train` 'spectral' must be mutable and moves a step."""
     fan_in = 16 * x_BHWI.shape[-1]
-    kernel = self.param('kernel', _torch_default, (4, 4, x_BHWI.shape[-1], self.features), jnp.float32)
+    kernel = self.param('kernel', torch_init, (4, 4, x_BHWI.shape[-1], self.features), jnp.float32)
     matrix = kernel.reshape(fan_in, self.features)
     draw = lambda: jax.random.normal(self.make_rng('params'), (self.features,), jnp.float32)
     u, v = self.variable('spectral', 'u', draw), self.variable('spectral', 'v', jnp.zeros, (fan_in,), jnp.float32)
@@ -178,7 +173,7 @@ class SpectralConv(nn.Module):
     y = convolve(x_BHWI.astype(self.dtype), kernel, stride=self.stride, pad=1)
     if not self.use_bias:
       return y
-    bias = self.param('bias', _zero_mean_uniform(fan_in**-0.5), (self.features,), jnp.float32)
+    bias = self.param('bias', torch_bias_init(fan_in), (self.features,), jnp.float32)
     return y + spread(bias, y)
 
 

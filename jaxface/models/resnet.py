@@ -15,32 +15,40 @@ from jaxface.layers import BatchNorm, Dtype
 from jaxface.max_pool import max_pool3x3
 
 
-def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1, precision: lax.PrecisionLike = None) -> jax.Array:
   """Cross-correlation by a kernel [k, k, I, O] of odd k, k // 2 zeros on every side, as PyTorch pads: no bias.
 
-  -> [B, ceil(H / stride), ceil(W / stride), O]. Flax's 'SAME' puts a stride's uneven padding elsewhere.
+  -> [B, ceil(H / stride), ceil(W / stride), O]. Flax's 'SAME' puts a stride's uneven padding elsewhere. `precision` is
+  that of the products, as `jax.lax.Precision`; None is the backend's default.
   """
   size = kernel.shape[0]
+  by_window = functools.partial(_by_window, stride, precision=precision)
   if size == 3 and stride == 1:
-    return conv3x3(x_BHWI, kernel)
-  by_window = functools.partial(_by_window, stride)
+    if precision is None:
+      return conv3x3(x_BHWI, kernel)
+    # `conv3x3` knows no precision and a CPU only one.
+    return lax.platform_dependent(x_BHWI, kernel, cpu=conv3x3, default=by_window)
   if size > 1:
     return by_window(x_BHWI, kernel)
-  by_product = functools.partial(_by_product, stride)
+  by_product = functools.partial(_by_product, stride, precision=precision)
   if stride == 1:
     return by_product(x_BHWI, kernel)
   # XLA for GPUs dies of a product of every other pixel: github.com/openxla/xla/issues/47381.
   return lax.platform_dependent(x_BHWI, kernel, cuda=by_window, rocm=by_window, default=by_product)
 
 
-def _by_window(stride: int, x_BHWI: jax.Array, kernel: jax.Array) -> jax.Array:
+def _by_window(stride: int, x_BHWI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike = None) -> jax.Array:
   padding = ((kernel.shape[0] // 2,) * 2,) * 2
-  return lax.conv_general_dilated(x_BHWI, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  layout = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_general_dilated(
+    x_BHWI, kernel, (stride, stride), padding, dimension_numbers=layout, precision=precision
+  )
 
 
-def _by_product(stride: int, x_BHWI: jax.Array, kernel: jax.Array) -> jax.Array:
+def _by_product(stride: int, x_BHWI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike = None) -> jax.Array:
   """On CPU the kernel gradient of a convolution is many times slower."""
-  return lax.dot_general(x_BHWI[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+  contracted = (((3,), (0,)), ((), ()))
+  return lax.dot_general(x_BHWI[:, ::stride, ::stride], kernel[0, 0], contracted, precision=precision)
 
 
 # How public code draws ResNets, and the layers that are put on them (there: kaiming_normal with a = 1).

@@ -47,6 +47,7 @@ class FaceResNet50(nn.Module):
     means: what is taken off the pictures, a name of `MEANS`.
     pool: 'window' as the public code pools, averages of 7x7 pixels at every place; 'global' the mean over all places,
       for pictures of any size.
+    precision: of the convolutions, as `jax.lax.Precision`; None is the backend's default.
     dtype: of the convolutions; sums and pooling are float32.
   """
 
@@ -54,6 +55,7 @@ class FaceResNet50(nn.Module):
   blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
   means: str = 'imagenet'
   pool: str = 'window'
+  precision: jax.lax.PrecisionLike = None
   dtype: Dtype = jnp.float32
 
   def __call__(self, image: jax.Array) -> jax.Array:
@@ -95,7 +97,7 @@ class FaceResNet50(nn.Module):
     return nn.relu(x + y)
 
   def _conv(self, name, features, size, x, *, stride=1):
-    return _Conv(features, size, stride, self.dtype, name=name)(x)
+    return _Conv(features, size, stride, self.precision, self.dtype, name=name)(x)
 
 
 class _Conv(nn.Module):
@@ -104,13 +106,15 @@ class _Conv(nn.Module):
   features: int
   size: int
   stride: int
+  precision: jax.lax.PrecisionLike
   dtype: Dtype
 
   @nn.compact
   def __call__(self, x_BHWI):
     kernel = self.param('kernel', he_fan_out, (self.size, self.size, x_BHWI.shape[-1], self.features), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    return convolve(x_BHWI, kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)[None, None, None]
+    y_BHWC = convolve(x_BHWI, kernel.astype(self.dtype), self.stride, self.precision)
+    return y_BHWC + bias.astype(self.dtype)[None, None, None]
 
 
 def random_variables(seed: int, module: FaceResNet50 | None = None) -> dict[str, Any]:

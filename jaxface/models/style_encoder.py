@@ -20,7 +20,7 @@ from jaxface import resize
 from jaxface.errors import UserError
 from jaxface.layers import Dtype, spread
 from jaxface.meshes import on_own_rows, whole
-from jaxface.models.unet_layers import Conv, GroupNorm, torch_init
+from jaxface.models.unet_layers import Conv, GroupNorm, torch_bias_init, torch_init
 
 
 def grouped_conv3x3(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> jax.Array:
@@ -79,8 +79,8 @@ def _by_products(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> j
 class GroupedConv(nn.Module):
   """3x3 convolution of every group by its own kernel, with zero padding and bias; see `grouped_conv3x3`.
 
-  Parameters `kernel` [3, 3, I, features] (PyTorch's uniform) and `bias` [features] (zeros) are float32; the work is
-  done in `dtype`.
+  Parameters `kernel` [3, 3, I, features] and `bias` [features] are float32, both initially uniform within
+  +-1 / sqrt(9 I) as PyTorch draws them; the work is done in `dtype`.
   """
 
   features: int
@@ -91,8 +91,9 @@ class GroupedConv(nn.Module):
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     """[B, H, W, G I] -> [B, h, w, features] in `dtype`."""
-    kernel = self.param('kernel', torch_init, (3, 3, x_BHWC.shape[-1] // self.groups, self.features), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    inputs = x_BHWC.shape[-1] // self.groups
+    kernel = self.param('kernel', torch_init, (3, 3, inputs, self.features), jnp.float32)
+    bias = self.param('bias', torch_bias_init(9 * inputs), (self.features,), jnp.float32)
     y = grouped_conv3x3(x_BHWC.astype(self.dtype), whole(kernel.astype(self.dtype)), self.groups, self.stride)
     return y + spread(bias, y)
 
@@ -119,8 +120,8 @@ class Layer(nn.Module):
 class Tokens(nn.Module):
   """Features of one scale to tokens: their mean over each class's pixels, a linear layer a class, tanh.
 
-  Parameters `kernel` [I, K D] (PyTorch's uniform) and `bias` [K D] (zeros). A class without pixels has the tanh of its
-  bias.
+  Parameters `kernel` [I, K D] and `bias` [K D], both initially uniform within +-1 / sqrt(I) as PyTorch draws them. A
+  class without pixels has the tanh of its bias.
   """
 
   token_dim: int
@@ -134,8 +135,9 @@ class Tokens(nn.Module):
     # Means and tokens are few; in an accelerator's default precision they would be the coarsest numbers of all.
     product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
     mean_BKI = product('bpki,bpk->bki', x_BPKI, mask_BPK.astype(x_BPKI.dtype)) / (mask_BPK.sum(1) + 1e-5)[:, :, None]
-    kernel = self.param('kernel', torch_init, (x_BPKI.shape[-1], classes * self.token_dim), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, (classes * self.token_dim,), jnp.float32)
+    inputs = x_BPKI.shape[-1]
+    kernel = self.param('kernel', torch_init, (inputs, classes * self.token_dim), jnp.float32)
+    bias = self.param('bias', torch_bias_init(inputs), (classes * self.token_dim,), jnp.float32)
     y_BKD = product('bki,ikd->bkd', mean_BKI, kernel.reshape(-1, classes, self.token_dim))
     return jnp.tanh(y_BKD + bias.reshape(1, classes, self.token_dim))
 

@@ -16,22 +16,32 @@ from jaxface.models.group_norm import group_norm
 # Of every norm: neighbouring channels share a mean and a variance.
 GROUPS = 32
 
-# PyTorch's default for convolutions and linear layers: uniform within sqrt(1 / fan in).
+# PyTorch's default for kernels of convolutions and linear layers: uniform within +-1 / sqrt(fan in).
 torch_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def uniform_within(limit: float) -> nn.initializers.Initializer:
+  """Uniform within +-limit."""
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
+  """PyTorch's default for biases: uniform within +-1 / sqrt(fan in); `fan_in` is that of the layer's kernel."""
+  return uniform_within(fan_in**-0.5)
 
 
 class Conv(nn.Module):
   """Convolution with zero padding and bias.
 
-  Parameters `kernel` [size, size, I, features] (PyTorch's uniform; zeros with `zero`) and `bias` [features] (zeros) are
-  float32; the work is done in `dtype`.
+  Parameters `kernel` [size, size, I, features] and `bias` [features] are float32, both initially uniform within
+  +-1 / sqrt(size size I) as PyTorch draws them (zeros with `zero`); the work is done in `dtype`.
 
   Attributes:
     features: O.
     size: side of the kernel.
     stride: of both axes.
     pad: zeros on every side; default those that keep the picture's size at stride 1 (of an odd kernel).
-    zero: start with a kernel of zeros.
+    zero: start with a kernel and a bias of zeros.
     use_bias: whether there is one.
   """
 
@@ -58,7 +68,8 @@ class Conv(nn.Module):
       y = window_conv.convolve(x, kernel, stride=self.stride, pad=pad)
     if not self.use_bias:
       return y
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    bias_init = nn.initializers.zeros if self.zero else torch_bias_init(self.size**2 * x.shape[-1])
+    bias = self.param('bias', bias_init, (self.features,), jnp.float32)
     return y + spread(bias, y)
 
 
@@ -79,7 +90,8 @@ class Linear(nn.Module):
     y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype))
     if not self.use_bias:
       return y
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    bias_init = nn.initializers.zeros if self.zero else torch_bias_init(x.shape[-1])
+    bias = self.param('bias', bias_init, (self.features,), jnp.float32)
     return y + spread(bias, y)
 
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxface.errors import UserError
 from jaxface.layers import Dtype
 from jaxface.models.attention import attend
-from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, twice
+from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, twice, uniform_within
 
 # Of every norm.
 _EPSILON = 1e-6
@@ -164,8 +164,7 @@ class Quantiser(nn.Module):
   def __call__(self, latent: jax.Array) -> Quantised:
     """[B, h, w, d] -> its nearest entries; see `Quantised`."""
     limit = 1 / self.size if self.spread is None else self.spread
-    draw = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
-    codebook = self.param('codebook', draw, (self.size, latent.shape[-1]), jnp.float32)
+    codebook = self.param('codebook', uniform_within(limit), (self.size, latent.shape[-1]), jnp.float32)
     latent = latent.astype(jnp.float32)
     indices = nearest(jax.lax.stop_gradient(latent), jax.lax.stop_gradient(codebook))
     entries = jnp.take(codebook, indices, axis=0)

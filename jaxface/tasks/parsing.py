@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from jaxface import labels
 from jaxface.augment import Augment, scaled_crop, to_float
 from jaxface.errors import UserError
-from jaxface.metrics import segmentation
+from jaxface.metrics import pixel, segmentation
 from jaxface.models.bisenet import BiSeNet, Logits, normalise, widths
 from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import make_optimizer
@@ -28,6 +28,20 @@ from jaxface.tasks.task import Batch, Compared, Metrics, coloured, compute_dtype
 
 # How much of an overlay is the picture.
 _OVERLAY = 0.45
+
+
+# What Pillow's ImageEnhance.Brightness, Contrast and Color blend a picture with; in the published order.
+_PLAINER = {'brightness': jnp.zeros_like, 'contrast': lambda image: pixel.luma(image).mean(), 'saturation': pixel.luma}
+
+
+def enhanced(image: jax.Array, kind: str, factor: jax.Array | float) -> jax.Array:
+  """One picture, float [H, W, 3] in [0, 1], as Pillow's ImageEnhance changes it, but for its rounding to 8 bits.
+
+  Kinds are 'brightness', 'contrast' (about one grey, the mean of the picture's luma) and 'saturation' (about the luma
+  of each pixel). Factor 1 leaves it as it is; results are clipped to [0, 1].
+  """
+  plainer = _PLAINER[kind](image)
+  return jnp.clip(plainer + factor * (image - plainer), 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +84,7 @@ class ParsingAugment:
     crop_size: side of what the network is trained on.
     scales: one of which the picture is enlarged by, or as much as the crop needs; antialiased where that is below 1.
     flip: mirror half of the pictures; left and right labels change places.
-    brightness, contrast, saturation: factors are drawn from U(1 - x, 1 + x).
+    brightness, contrast, saturation: factors of `enhanced` are drawn from U(1 - x, 1 + x); 0 for no change.
   """
 
   crop_size: int
@@ -88,19 +102,19 @@ class ParsingAugment:
 
   def __call__(self, batch: Batch, keys: jax.Array) -> Batch:
     """'image' float [B, S, S, 3] in [0, 1] and 'label' [B, S, S] -> both with sides of `crop_size`; keys [B]."""
-    brightness_keys, rest_keys, crop_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
-    if self.brightness:
-      batch = {**batch, 'image': jax.vmap(self._brighten)(batch['image'], brightness_keys)}
-    batch = Augment(flip=self.flip, contrast=self.contrast, saturation=self.saturation)(batch, rest_keys)
+    colour_keys, flip_keys, crop_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+    batch = {**batch, 'image': jax.vmap(self._recolour)(batch['image'], colour_keys)}
+    batch = Augment(flip=self.flip)(batch, flip_keys)
     if self.scales == (1.0,) and batch['image'].shape[1] == self.crop_size:
       return batch
     image, label = jax.vmap(self._scale_and_crop)(batch['image'], batch['label'], crop_keys)
     return {**batch, 'image': image, 'label': label}
 
-  def _brighten(self, image: jax.Array, key: jax.Array) -> jax.Array:
-    # Pillow's brightness is a factor; dm-pix's is a summand.
-    factor = jax.random.uniform(key, (), minval=1 - self.brightness, maxval=1 + self.brightness)
-    return jnp.clip(image * factor, 0, 1)
+  def _recolour(self, image: jax.Array, key: jax.Array) -> jax.Array:
+    for kind, kind_key in zip(_PLAINER, jax.random.split(key, len(_PLAINER)), strict=True):
+      if width := getattr(self, kind):
+        image = enhanced(image, kind, jax.random.uniform(kind_key, (), minval=1 - width, maxval=1 + width))
+    return image
 
   def _scale_and_crop(self, image: jax.Array, label: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale_key, *offset_keys = jax.random.split(key, 3)

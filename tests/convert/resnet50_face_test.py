@@ -65,7 +65,7 @@ def test_the_command_makes_of_the_pickle_what_weights_loads(state, tmp_path, mon
   report = json.loads(capsys.readouterr().out)
   assert report['network'] == 'resnet50_face'
   network = weights.load('resnet50_face')
-  assert network.module == FaceResNet50(pool='global')
+  assert network.module == FaceResNet50(pool='global', precision='highest')
   jax.tree.map(np.testing.assert_array_equal, network.variables, resnet50_face.from_reference(state)[1])
   np.savez(tmp_path / 'other.npz', **state)
   convert('resnet50_face', tmp_path / 'other.npz', None, make_config=None)

@@ -46,6 +46,16 @@ def test_luma_and_its_gradient_match_the_golden(golden):
   np.testing.assert_allclose(gradient[:, ::4, ::4], expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
+def test_luma_is_multiplied_in_float32_on_any_backend():
+  picture = jax.ShapeDtypeStruct((1, 41, 41, 3), jnp.float32)
+  # Tests ask for the highest everywhere.
+  with jax.default_matmul_precision('default'):
+    traced = jax.jit(functools.partial(vif, luma=True)).trace(picture, picture)
+    program = traced.lower(lowering_platforms=('tpu',)).as_text()
+  lines = [line for line in program.splitlines() if 'dot_general' in line or 'stablehlo.convolution' in line]
+  assert all(line.count('HIGHEST') == 2 for line in lines)
+
+
 def test_flat_pictures_are_defined_and_gradients_finite():
   rng = np.random.default_rng(0)
   busy = rng.random((1, 41, 43, 3), np.float32)

@@ -73,6 +73,33 @@ def test_bfloat16_is_close_and_gives_float32(picture):
   np.testing.assert_allclose(found, expected, atol=0.03 * float(jnp.abs(expected).max()))
 
 
+def _products(module, platform):
+  """How each convolution and matrix product of the network is asked to multiply."""
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+  # Tests ask for the highest everywhere.
+  with jax.default_matmul_precision('default'):
+    traced = jax.jit(module.apply).trace(random_variables(0, module), image)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+  lines = [line for line in program.splitlines() if 'stablehlo.convolution' in line or 'dot_general' in line]
+  return [line.count('HIGHEST') == 2 for line in lines]
+
+
+def test_accelerators_multiply_as_they_are_asked_to():
+  # Two 1x1 convolutions and a 3x3 one in a block, a shortcut in each first block, and the stem.
+  module = SMALL.clone(pool='global', blocks=(2, 1, 1, 1))
+  for platform in ('cuda', 'tpu'):
+    exact = _products(module.clone(precision='highest'), platform)
+    assert len(exact) == 5 * 3 + 4 + 1
+    assert all(exact)
+    assert not any(_products(module, platform))
+
+
+def test_precision_changes_nothing_on_a_cpu(picture):
+  variables = random_variables(0, SMALL)
+  exact = features(SMALL.clone(precision='highest'), variables, picture)
+  np.testing.assert_array_equal(exact, features(SMALL, variables, picture))
+
+
 def test_small_pictures_need_the_global_pool():
   variables = random_variables(0, SMALL)
   image = jax.ShapeDtypeStruct((1, 194, 256, 3), np.float32)

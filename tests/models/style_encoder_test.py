@@ -132,11 +132,12 @@ def test_tokens_pool_over_each_class_alone():
   label = rng.integers(0, 2, (1, 4, 4))
   module = Tokens(5)
   tokens, variables = module.init_with_output(jax.random.key(0), x, jax.nn.one_hot(label, 3))
-  kernel = np.asarray(variables['params']['kernel'])
+  kernel, bias = (np.asarray(variables['params'][name]) for name in ('kernel', 'bias'))
   for k in range(2):
+    own = slice(5 * k, 5 * k + 5)
     mean = x[0][label[0] == k][:, 2 * k : 2 * k + 2].mean(0)
-    np.testing.assert_allclose(tokens[0, k], np.tanh(mean @ kernel[:, 5 * k : 5 * k + 5]), rtol=1e-4, atol=1e-5)
-  np.testing.assert_array_equal(tokens[0, 2], 0)
+    np.testing.assert_allclose(tokens[0, k], np.tanh(mean @ kernel[:, own] + bias[own]), rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(tokens[0, 2], jnp.tanh(bias[10:]))
 
 
 def test_pixels_of_no_class_count_for_none(small):

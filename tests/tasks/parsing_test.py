@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from PIL import Image, ImageEnhance
 
 from jaxface import labels
 from jaxface.cli import load_config
@@ -19,7 +20,7 @@ from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import learning_rate_schedule, make_optimizer, scale_rates
 from jaxface.state import first_state, for_evaluation
 from jaxface.tasks import make_task
-from jaxface.tasks.parsing import ParsingAugment
+from jaxface.tasks.parsing import ParsingAugment, enhanced
 from tests.golden import load
 from tests.smoke import REPOSITORY, untrained_state
 
@@ -240,6 +241,69 @@ def test_colour_stays_in_range_and_labels_untouched():
   assert out['image'].min() >= 0
   assert out['image'].max() <= 1
   np.testing.assert_array_equal(out['label'], batch['label'])
+
+
+_OF_PILLOW = {
+  'brightness': ImageEnhance.Brightness,
+  'contrast': ImageEnhance.Contrast,
+  'saturation': ImageEnhance.Color,
+}
+
+
+@pytest.fixture(scope='module')
+def coloured_picture():
+  """Of strong colours, 8-bit, with means of the channels far apart, which a contrast by channels would pivot on."""
+  rng = np.random.default_rng(0)
+  return (rng.random((24, 20, 3)) ** np.array([0.4, 1, 2.5]) * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize('kind', _OF_PILLOW)
+def test_colour_is_changed_as_pillow_changes_it(kind, coloured_picture):
+  change = jax.jit(functools.partial(enhanced, kind=kind))
+  for factor in (0.5, 0.75, 1.0, 1.25, 1.5):
+    expected = np.asarray(_OF_PILLOW[kind](Image.fromarray(coloured_picture)).enhance(factor)) / 255
+    # Pillow rounds its greys, and results down.
+    np.testing.assert_allclose(change(coloured_picture / 255, factor=factor), expected, rtol=0, atol=1.5 / 255)
+
+
+def _pillow_in_turn(picture, factors):
+  """`picture` uint8 enhanced by `factors`, in their order, by Pillow -> [0, 1]."""
+  image = Image.fromarray(picture)
+  for kind, factor in factors.items():
+    image = _OF_PILLOW[kind](image).enhance(factor)
+  return np.asarray(image) / 255
+
+
+def test_colour_changes_follow_one_another_as_published(coloured_picture, monkeypatch):
+  drawn = dict(zip(_OF_PILLOW, (1.4, 0.6, 1.5), strict=True))
+  factors = iter(drawn.values())
+
+  def uniform(key, shape, minval, maxval):
+    assert (minval, maxval) == (0.5, 1.5)
+    return next(factors)
+
+  monkeypatch.setattr(jax.random, 'uniform', uniform)
+  augment = ParsingAugment(crop_size=32, brightness=0.5, contrast=0.5, saturation=0.5)
+  found = augment._recolour(coloured_picture / np.float32(255), jax.random.key(0))
+  error = lambda factors: np.abs(found - _pillow_in_turn(coloured_picture, factors)).max()
+  # Three roundings, of which the first two are enlarged.
+  assert error(drawn) < 4 / 255
+  # In any other order, where something is clipped between, it is another picture.
+  for order in (('contrast', 'brightness', 'saturation'), ('brightness', 'saturation', 'contrast')):
+    assert error({kind: drawn[kind] for kind in order}) > 12 / 255
+
+
+@pytest.mark.parametrize('kind', ['contrast', 'saturation'])
+def test_each_row_has_a_factor_of_its_own(kind):
+  image = np.random.default_rng(0).uniform(0.4, 0.6, (6, 32, 32, 3)).astype(np.float32)  # Nothing is clipped.
+  batch = {'image': image, 'label': np.zeros((6, 32, 32), np.uint8)}
+  changed = _augmented(ParsingAugment(crop_size=32, **{kind: 0.5}), batch)['image']
+  red_less_blue = lambda image: image[..., 0] - image[..., 2]
+  factors = np.median(red_less_blue(changed) / red_less_blue(image), (1, 2))
+  assert ((factors > 0.5) & (factors < 1.5)).all()
+  assert len(set(factors.round(4))) == 6
+  expected = [enhanced(row, kind, factor) for row, factor in zip(image, factors, strict=True)]
+  np.testing.assert_allclose(changed, expected, atol=1e-5)
 
 
 @pytest.fixture(scope='module')
