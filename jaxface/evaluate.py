@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from jaxface import figures, input_pipeline
 from jaxface.errors import UserError
-from jaxface.folders import folder, written_locally
+from jaxface.fields import REFERENCE
+from jaxface.folders import check_writable, folder, written_locally
 from jaxface.parallel import Engine, check_batch_size
 from jaxface.perceptual import Perceptual
 from jaxface.processes import check_same, giving_up_together, process_and_count, speaks
@@ -19,6 +21,7 @@ from jaxface.workdir import read_config, write_atomically
 
 Metrics = dict[str, float]
 _COMPARED_EXAMPLES = 8
+_RESULTS = 'results.json'
 
 
 def evaluate_state(
@@ -62,20 +65,22 @@ def table(results: Mapping[str, Metrics]) -> str:
     members = [row for row in rows if tuple(row[2]) == columns]
     left = max(len(run) for run, _, _ in members)
     middle = max(len('protocol'), *(len(protocol) for _, protocol, _ in members))
-    lines = [f'{"run":<{left}}  {"protocol":<{middle}}' + ''.join(f'{column:>10}' for column in columns)]
+    widths = {column: max(10, len(column) + 2) for column in columns}
+    lines = [f'{"run":<{left}}  {"protocol":<{middle}}' + ''.join(f'{c:>{width}}' for c, width in widths.items())]
     for run, protocol, values in members:
-      lines.append(f'{run:<{left}}  {protocol:<{middle}}' + ''.join(f'{values[c]:>10.4f}' for c in columns))
+      numbers = ''.join(f'{values[c]:>{width}.4f}' for c, width in widths.items())
+      lines.append(f'{run:<{left}}  {protocol:<{middle}}' + numbers)
     blocks.append('\n'.join(lines))
   return '\n\n'.join(blocks)
 
 
-def compare(runs: Sequence[Run], dataset: input_pipeline.Dataset) -> np.ndarray:
+def compare(runs: Mapping[str, tuple[Run, input_pipeline.Dataset]]) -> np.ndarray:
   """The papers' comparison figure, uint8 [H, W, 3]: a row for each of some examples, what is given, then each run's.
 
-  All processes of a run draw it together.
+  Each run sees its own dataset. All processes of a run draw it together.
   """
   columns: dict[str, np.ndarray] = {}
-  for run in runs:
+  for run, dataset in runs.values():
     rows = -(-_COMPARED_EXAMPLES // run.engine.device_count) * run.engine.device_count
     batch = next(input_pipeline.eval_batches(dataset, batch_size=rows, process=process_and_count(), limit=1))
     shown = run.engine.render(run.state, run.engine.put(batch))
@@ -87,7 +92,33 @@ def compare(runs: Sequence[Run], dataset: input_pipeline.Dataset) -> np.ndarray:
     if 'true' in shown:
       # The last column, whatever run comes next.
       columns['true'] = columns.pop('true', shown['true'][:real])
-  return figures.titled_columns(columns, max_rows=_COMPARED_EXAMPLES)
+  side = max(pictures.shape[1] for pictures in columns.values())
+  enlarged = {name: _enlarged(pictures, side) for name, pictures in columns.items()}
+  return figures.titled_columns(enlarged, max_rows=_COMPARED_EXAMPLES)
+
+
+def _enlarged(pictures: np.ndarray, side: int) -> np.ndarray:
+  """Square pictures [N, H, H, C] at [N, side, side, C]."""
+  if pictures.shape[1] == side:
+    return pictures
+  return np.asarray(jax.image.resize(pictures, (len(pictures), side, side, pictures.shape[-1]), 'linear'))
+
+
+def joint_protocol(runs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+  """What the figures of all runs leave open, by what it is; where runs differ, each one's by 'what (run)'."""
+  told: dict[str, str] = {}
+  for what in dict.fromkeys(what for protocol in runs.values() for what in protocol):
+    texts = {run: protocol[what] for run, protocol in runs.items() if what in protocol}
+    one = len(texts) == len(runs) and len(set(map(str, texts.values()))) == 1
+    told |= {what: next(iter(texts.values()))} if one else {f'{what} ({run})': text for run, text in texts.items()}
+  return told
+
+
+def _open(run: Run, split: str, draw: int | None) -> input_pipeline.Dataset:
+  with giving_up_together():
+    dataset = open_split(run.config, run.engine, split, draw=draw)
+  check_same('dataset', {split: dataset.fingerprint})
+  return dataset
 
 
 def evaluate_runs(
@@ -114,6 +145,8 @@ def evaluate_runs(
   every picture is given so many references, drawn at random, and the figures are the means over the draws; the table
   then has their standard deviations, too.
   """
+  if draws < 0:
+    raise UserError(f'draws={draws}: give how many random references for each picture, or 0 for those of the data')
   perceptual = Perceptual(metrics, allow_few=allow_few, weights_dir=weights_dir, parser=parser)
   with giving_up_together():
     for workdir in workdirs:
@@ -122,32 +155,42 @@ def evaluate_runs(
   if len({run.name for run in runs}) < len(runs):
     raise UserError('two workdirs have the same name; a table could not tell them apart')
   out = folder(out or folder(workdirs[0]) / 'evaluation')
-  results: dict[str, Metrics] = {}
+  seen: dict[str, tuple[Run, input_pipeline.Dataset]] = {}
+  # What can be wrong is found before anything is measured.
   for run in runs:
     if data is not None:
       run.config.data.name = data
     if data_dir is not None:
       run.config.data.data_dir = str(data_dir)
-    rows = batch_size or run.config.batch_size
-    check_batch_size(rows, run.engine.device_count)
+    check_batch_size(run.config.batch_size if batch_size is None else batch_size, run.engine.device_count)
+    if draws and not any(field.startswith(REFERENCE) for field in run.engine.task.batch_fields):
+      raise UserError(f'{run.name} takes no references, of which there could be several draws; leave out --draws')
+    seen[run.name] = run, _open(run, split, 0 if draws else None)
+    perceptual.check_count(seen[run.name][1])
+  with giving_up_together():
+    if speaks():
+      check_writable(out / _RESULTS)
+  results: dict[str, Metrics] = {}
+  for run, dataset in seen.values():
+    rows = run.config.batch_size if batch_size is None else batch_size
     found = []
     for draw in range(draws) if draws else (None,):
-      with giving_up_together():
-        dataset = open_split(run.config, run.engine, split, draw=draw)
-      check_same('dataset', {split: dataset.fingerprint})
+      if draw:
+        dataset = _open(run, split, draw)
       found.append(evaluate_state(run.engine, run.state, dataset, batch_size=rows))
       if metrics:
         added = perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
         # What a system measures by itself it measures in its own way, which its protocol says.
         found[-1] |= {name: value for name, value in added.items() if name not in found[-1]}
     results[run.name] = _mean_and_spread(found)
+  told = {
+    name: {'dataset': dataset.fingerprint, 'examples': len(dataset)} | perceptual.protocol | run.engine.task.protocol
+    for name, (run, dataset) in seen.items()
+  }
   protocol = {
-    'dataset': dataset.fingerprint,
-    'examples': len(dataset),
     **({'references': f'{draws} draws; mean and standard deviation over them'} if draws else {}),
     'checkpoints': {run.name: run.step for run in runs},
-    **perceptual.protocol,
-    **runs[0].engine.task.protocol,
+    **joint_protocol(told),
   }
   published = {run.config.task: PUBLISHED[run.config.task] for run in runs if run.config.task in PUBLISHED}
   if speaks():
@@ -155,12 +198,11 @@ def evaluate_runs(
     print('\n' + table(results))
     for told in published.values():
       print(f'\npublished: {told}')
-  comparison = compare(runs, dataset)
-  if speaks():
-    out.mkdir(parents=True, exist_ok=True)
     report = {'protocol': protocol, 'results': results, 'published': published}
-    write_atomically(out / 'results.json', json.dumps(report, indent=2))
+    write_atomically(out / _RESULTS, json.dumps(report, indent=2))
+  comparison = compare(seen)
+  if speaks():
     with written_locally(out / 'comparison.png') as file:
       figures.save_png(file, comparison)
-    print(f'\nwritten: {out / "results.json"}, {out / "comparison.png"}')
+    print(f'\nwritten: {out / _RESULTS}, {out / "comparison.png"}')
   return results

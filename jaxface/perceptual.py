@@ -85,6 +85,11 @@ class Perceptual:
       name: _TOLD[name.partition('-')[0]] + (f'; {by[name]}' if name in by else '') for name in self._metrics
     }
 
+  def check_count(self, dataset: input_pipeline.Dataset) -> None:
+    """Raises UserError where a dataset has too few pictures for FID."""
+    if 'fid' in self._metrics and not self._allow_few:
+      fid.check_count(len(dataset), instead='')
+
   def measure(
     self, engine: JitEngine, state: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int
   ) -> dict[str, float]:
@@ -92,8 +97,7 @@ class Perceptual:
 
     FID is the distance between all real pictures and all pictures of a protocol.
     """
-    if 'fid' in self._metrics and not self._allow_few:
-      fid.check_count(len(dataset))
+    self.check_count(dataset)
     variables = {name: jax.device_put(network.variables, engine.whole) for name, network in self._networks.items()}
     step = jax.jit(functools.partial(self._step, engine), out_shardings=engine.whole)
     before: _Weighted | None = None

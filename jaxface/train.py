@@ -202,6 +202,11 @@ def _check_numbers(config: ConfigDict, engine: Engine) -> None:
   for key in ('total_steps', 'steps_per_dispatch', 'accumulate_steps', 'log_steps', 'batch_size'):
     if config[key] < 1:
       raise UserError(f'{key}={config[key]} is too small; give at least 1')
+  for key in ('seed', 'eval_batches'):
+    if config[key] < 0:
+      raise UserError(f'{key}={config[key]} is negative; give 0 or more')
+  if not 0 <= config.get('ema_decay', 0.0) < 1:
+    raise UserError(f'ema_decay={config.ema_decay}; give 0 for no averaged copy, or less than 1, such as 0.9999')
   check_batch_size(config.batch_size, engine.device_count * config.accumulate_steps)
 
 
@@ -253,6 +258,8 @@ def _first_state(
 def _weights_of(config: ConfigDict, engine: Engine) -> tuple[TrainState, int]:
   """The weights of the run `init_from`, which may have had another optimizer or no averaged copy, and their step."""
   source = read_config(Path(config.init_from))
+  if source.task != config.task:
+    raise UserError(f'init_from={config.init_from} is a run of task {source.task!r}; this one is of {config.task!r}')
   source.parallel = config.parallel
   theirs, ours = engine_for(source, training=False).abstract_saved, engine.abstract_saved
   shapes = [

@@ -72,7 +72,13 @@ def read_config(workdir: Path) -> ConfigDict:
   path = folder(workdir) / CONFIG_FILE
   if not path.is_file():
     raise UserError(f'{workdir} holds no run (no {CONFIG_FILE}); give the --workdir of `jaxface train`')
-  return ConfigDict(_tuples(json.loads(path.read_text())))
+  try:
+    known = json.loads(path.read_text())
+  except ValueError:
+    known = None
+  if not isinstance(known, dict) or 'task' not in known:
+    raise UserError(f'{path} is no configuration of a jaxface run; give the --workdir of `jaxface train`')
+  return ConfigDict(_tuples(known))
 
 
 def _tuples(value: Any) -> Any:
@@ -127,13 +133,19 @@ def environment() -> dict[str, Any]:
   }
 
 
+def _saved(workdir: Path) -> list[Path]:
+  """The checkpoints that are there."""
+  checkpoints = workdir / CHECKPOINT_FOLDER
+  return [entry for entry in checkpoints.iterdir() if entry.name.isdigit()] if checkpoints.is_dir() else []
+
+
 def open_run(workdir: Path, config: ConfigDict) -> ConfigDict | None:
   """Writes `config` and the environment into `workdir`; a run of another configuration there is an error.
 
   Returns the configuration that the run there was last opened with, None for a new run.
   """
   before = read_config(workdir) if (workdir / CONFIG_FILE).is_file() else None
-  if before is not None:
+  if before is not None and _saved(workdir):  # Of a run that has saved nothing there is nothing to go on with.
     changed = differences(before, config)
     if changed:
       raise UserError(
@@ -161,8 +173,7 @@ def check_disk(workdir: Path, kept: int, size: int) -> None:
   """
   if in_object_store(workdir):
     return
-  there = [entry for entry in (workdir / CHECKPOINT_FOLDER).glob('*') if entry.name.isdigit()]
-  needed = max(kept + 1 - len(there), 1) * size
+  needed = max(kept + 1 - len(_saved(workdir)), 1) * size
   free = shutil.disk_usage(workdir).free
   if free < needed:
     raise UserError(

@@ -15,7 +15,7 @@ import pytest
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
-from jaxface.evaluate import evaluate_runs
+from jaxface.evaluate import evaluate_runs, joint_protocol
 from jaxface.runlog import read_metrics
 from jaxface.runs import load_run
 from jaxface.train import NonFiniteError, train
@@ -188,6 +188,14 @@ def test_weights_start_a_run_of_another_optimizer_that_averages(whole_run, confi
     jax.tree.map(np.testing.assert_array_equal, copy, best)
 
 
+def test_weights_of_another_system_are_refused(whole_run, config, tmp_path):
+  workdir = _cut(whole_run, tmp_path, 6)
+  (workdir / 'config.json').write_text((workdir / 'config.json').read_text().replace('"vae"', '"parsing"'))
+  config.init_from = str(workdir)
+  with pytest.raises(UserError, match="is a run of task 'parsing'; this one is of 'vae'"):
+    train(config, tmp_path / 'next', quiet=True)
+
+
 def test_weights_of_another_network_are_refused(whole_run, config, tmp_path):
   config.init_from, config.model.latent_dim = str(whole_run[0]), 9
   with pytest.raises(UserError, match=r'is of another network: \S+ is \(.*8,?\) there, \(.*9,?\) here'):
@@ -208,6 +216,55 @@ def test_evaluation_is_the_same_for_any_batch_size(whole_run, data_dir, capsys):
   assert 'true_mask' in capsys.readouterr().out
   assert (whole_run[0] / '8' / 'comparison.png').is_file()
   assert json.loads((whole_run[0] / '8' / 'results.json').read_text())['protocol']['examples'] == 6
+
+
+def test_what_differs_between_runs_is_told_of_each():
+  runs = {
+    'a': {'dataset': 'faces', 'examples': 6, 'ssim': 'window 11'},
+    'b': {'dataset': 'faces', 'examples': 8, 'mask': 'above 0.5'},
+  }
+  expected = {'dataset': 'faces', 'examples (a)': 6, 'examples (b)': 8}
+  assert joint_protocol(runs) == expected | {'ssim (a)': 'window 11', 'mask (b)': 'above 0.5'}
+  assert joint_protocol({'a': runs['a']}) == runs['a']
+
+
+def test_wrong_evaluations_are_refused_before_anything_is_measured(whole_run, tmp_path, monkeypatch):
+  monkeypatch.setattr('jaxface.evaluate.evaluate_state', lambda *_, **__: pytest.fail('measured'))
+  (tmp_path / 'file').write_text('')
+  for options, told in (
+    ({'draws': -1}, 'draws=-1'),
+    ({'draws': 2}, 'whole takes no references'),
+    ({'batch_size': 0}, 'batch_size=0 does not divide over'),
+    ({'out': tmp_path / 'file'}, 'cannot write'),
+  ):
+    with pytest.raises(UserError, match=told):
+      evaluate_runs([whole_run[0]], **options)
+
+
+@pytest.mark.parametrize('text', ['{"architecture": "bert"}', '[1]', '{"task": "va'])
+def test_what_is_no_run_of_ours_is_refused(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match=r'config.json is no configuration of a jaxface run'):
+    workdirs.read_config(tmp_path)
+
+
+def test_a_run_that_saved_nothing_may_be_configured_anew(config, tmp_path):
+  workdirs.open_run(tmp_path, config)
+  config.batch_size = 16
+  workdirs.open_run(tmp_path, config)
+  assert workdirs.read_config(tmp_path).batch_size == 16
+  (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
+  config.batch_size = 8
+  with pytest.raises(UserError, match='another configuration'):
+    workdirs.open_run(tmp_path, config)
+
+
+def test_numbers_that_cannot_be_are_refused(config, tmp_path):
+  for key, value in (('seed', -1), ('eval_batches', -3), ('ema_decay', 2.0), ('log_steps', 0)):
+    wrong = config.copy_and_resolve_references()
+    wrong[key] = value
+    with pytest.raises(UserError, match=f'{key}={value}'):
+      train(wrong, tmp_path / 'run', quiet=True)
 
 
 def test_another_configuration_is_refused(whole_run):
