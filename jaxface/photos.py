@@ -115,14 +115,22 @@ def is_label_map(path: Path) -> bool:
 
 
 def find(paths: Sequence[Path], out: Path) -> list[Path]:
-  """Pictures in the order in which they were named, folders in natural order; what lies in `out` was made by us."""
-  found = {}
+  """`find_each`, but every picture once, where it was named first."""
+  return list(dict.fromkeys(find_each(paths, out)))
+
+
+def find_each(paths: Sequence[Path], out: Path) -> list[Path]:
+  """Pictures in the order in which they were named, folders in natural order; what lies in `out` was made by us.
+
+  UserError for a path that has no others, or that `pictures.find_pictures` refuses.
+  """
+  found = []
   for path in paths:
     inside = [p for p in pictures.find_pictures(path) if not p.absolute().is_relative_to(out.absolute())]
     if not inside:
       raise UserError(f'{path}: no pictures in it but those in --out {out}')
-    found.update(dict.fromkeys(inside))
-  return list(found)
+    found += inside
+  return found
 
 
 def check_names(paths: Sequence[Path], why: str) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from jaxface.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+_WRITTEN = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
 
 # What Pillow's decoders let escape on damaged input; found by feeding them broken files.
 _DECODE_ERRORS = (
@@ -100,9 +101,7 @@ def write_picture(path: str | os.PathLike, image: np.ndarray, *, palette: np.nda
   complete or not at all. UserError for another suffix or a place that cannot be written.
   """
   path = Path(path)
-  formats = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
-  if path.suffix.lower() not in formats:
-    raise UserError(f'cannot write {path}: pictures are written as {", ".join(formats)}')
+  check_suffix(path)
   assert image.dtype == np.uint8, image.dtype
   assert image.ndim == 2 or image.shape[2:] == (3,), image.shape
   # Hidden, so that nobody who lists the folder meanwhile takes it for a picture.
@@ -112,13 +111,30 @@ def write_picture(path: str | os.PathLike, image: np.ndarray, *, palette: np.nda
     picture = Image.fromarray(image)
     if palette is not None:
       picture.putpalette(palette.tobytes())
-    picture.save(unfinished, formats[path.suffix.lower()], quality=95)
+    picture.save(unfinished, _WRITTEN[path.suffix.lower()], quality=95)
     os.replace(unfinished, path)
   except OSError as error:
     raise UserError(f'cannot write {path}: {error.strerror or error}') from error
   finally:
     with contextlib.suppress(OSError):
       unfinished.unlink()
+
+
+def is_one_picture(out: Path) -> bool:
+  """Whether `out` names one picture, by its suffix, and no folder of pictures; a folder that is there stays one.
+
+  UserError for the suffix of a picture that can be read and not written.
+  """
+  one = out.suffix.lower() in SUFFIXES and not out.is_dir()
+  if one:
+    check_suffix(out)
+  return one
+
+
+def check_suffix(path: Path) -> None:
+  """UserError for a suffix that pictures are not written with."""
+  if path.suffix.lower() not in _WRITTEN:
+    raise UserError(f'cannot write {path}: pictures are written as {", ".join(_WRITTEN)}')
 
 
 def find_pictures(paths: Iterable[str | os.PathLike] | str | os.PathLike) -> list[Path]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from jaxface import labels
 from jaxface.errors import UserError
+from jaxface.folders import check_writable
 from jaxface.picture_sets import (
   PictureSet,
   Skipped,
@@ -99,17 +100,16 @@ def score(
     data_dir: where prepared datasets lie.
     save_statistics: write the statistics of `real`, for `real` another time.
 
-  UserError for unknown metrics, sets that cannot be read or paired, missing weights, and too few pictures.
+  UserError for unknown metrics, sets that cannot be read or paired, missing weights, too few pictures, and statistics
+  that could not be written.
   """
   unknown = [name for name in metrics if name not in METRICS]
   if unknown or not metrics:
     raise UserError(f'unknown metric {", ".join(unknown) or "(none)"}; choose from {", ".join(METRICS)}')
   if batch_size < 1 or (resize is not None and resize < 1):
     raise UserError(f'batch_size={batch_size}, resize={resize}: must be at least 1')
-  if save_statistics is not None:
-    if Path(save_statistics).suffix != '.npz':
-      raise UserError(f'--save-statistics {os.fspath(save_statistics)}: must be an .npz')
-    Path(save_statistics).parent.mkdir(parents=True, exist_ok=True)
+  if save_statistics is not None and Path(save_statistics).suffix != '.npz':
+    raise UserError(f'--save-statistics {os.fspath(save_statistics)}: must be an .npz')
   of_sets = [name for name in metrics if name in SET_METRICS]
   of_pairs = tuple(name for name in metrics if name in PAIR_METRICS)
   sides = []
@@ -120,6 +120,8 @@ def score(
       sides.append(Path(where))
     else:
       sides.append(_resized(open_pictures(where, data_dir=data_dir), resize))
+  if save_statistics is not None:
+    check_writable(Path(save_statistics), '--save-statistics')
   found = Score(
     protocol={
       'real': os.fspath(real),
@@ -209,6 +211,8 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
 def _run(args: argparse.Namespace) -> int:
   from jaxface.workdir import write_atomically
 
+  if args.out:
+    check_writable(args.out)
   if args.labels:
     orders = tuple(args.label_order * 2)[:2] if len(args.label_order) == 1 else tuple(args.label_order)
     if len(orders) != 2:
@@ -229,7 +233,6 @@ def _run(args: argparse.Namespace) -> int:
     )
   print(result)
   if args.out:
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out, result.to_json())
     print(f'written: {args.out}')
   return 0
@@ -244,7 +247,8 @@ def _score_sets(found, sides, metrics, allow_few, batch_size, weights_dir, save_
   for side in sides:
     if isinstance(side, PictureSet):
       check_count(len(side), side.name)
-  network = weights.load('inception', weights_dir)
+  drawn = any(isinstance(side, PictureSet) for side in sides)
+  network = weights.load('inception', weights_dir) if drawn else None
   features, statistics = [], []
   for role, side in zip(('real', 'fake'), sides, strict=True):
     if isinstance(side, Path):
@@ -263,7 +267,7 @@ def _score_sets(found, sides, metrics, allow_few, batch_size, weights_dir, save_
       statistics[-1].save(save_statistics)
   if 'fid' in metrics:
     found.results['fid'] = fid.frechet_distance(*statistics)
-    found.details['fid'] = f'{fid.PREPARATION}; {network}'
+    found.details['fid'] = f'{fid.PREPARATION}; {network}' if network else 'of features as the statistics have them'
   if 'kid' in metrics:
     outcome = kid.kid(*features)
     found.results['kid'] = outcome.mean

@@ -10,10 +10,11 @@ import cv2
 import jax
 import numpy as np
 
-from jaxface import figures, input_pipeline
+from jaxface import figures, input_pipeline, photos, pictures
 from jaxface.errors import UserError
+from jaxface.folders import check_writable
 from jaxface.models.vae import Prediction
-from jaxface.pictures import find_pictures, read_picture
+from jaxface.pictures import read_picture
 from jaxface.runs import Run, load_run, open_split
 from jaxface.state import PyTree
 
@@ -56,39 +57,39 @@ class _Vae:
     return _in_batches(functools.partial(jax.jit(self.run.engine.task.decode), self.run.state), z)
 
 
-def _read(paths: Sequence[Path], size: int) -> tuple[list[Path], np.ndarray]:
+def _read(paths: Sequence[Path], size: int) -> np.ndarray:
   """Pictures of any size, averaged down to [N, size, size, 3] in [0, 1]; as in training, squashed to a square."""
-  found = find_pictures(paths)
   decode = input_pipeline.Decode(('image',), size, 'area')
-  return found, np.stack([decode.map({'image': read_picture(path)})['image'] for path in found]) / np.float32(255)
+  return np.stack([decode.map({'image': read_picture(path)})['image'] for path in paths]) / np.float32(255)
 
 
 def reconstruct(workdir: Path, images: Sequence[Path], out: Path, *, checkpoint: str = 'best') -> list[Path]:
-  """Reconstructs pictures (files or folders): one grid if `out` is a .png, else a file a picture in folder `out`.
+  """Reconstructs pictures (files or folders): a grid if `out` is a .png or .jpg, else a file a picture in folder `out`.
 
-  A file holds the reconstruction on the picture's own background, at the picture's own size.
+  Each picture once, in the order named, folders in natural order. A file holds the reconstruction on the picture's own
+  background, at the picture's own size.
   """
+  names = photos.find(images, out)
+  one_picture = pictures.is_one_picture(out)
   vae = _Vae(_load_vae(workdir, checkpoint))
-  names, inputs = _read(images, vae.size)
+  written = [out] if one_picture else [out / f'{i:04d}_{name.stem}.png' for i, name in enumerate(names)]
+  check_writable(written[0])
+  inputs = _read(names, vae.size)
   predicted = vae.predict(inputs)
-  if out.suffix.lower() == '.png':
+  if one_picture:
     columns = {'input': inputs, 'decoded': predicted.decoded}
     if predicted.mask is not None:
       columns |= {'predicted mask': predicted.mask, 'on own background': predicted.image}
     figures.save_png(out, figures.titled_columns(columns, max_rows=len(names)))
-    written = [out]
   else:
-    written = []
-    for i, name in enumerate(names):
+    for i, (name, path) in enumerate(zip(names, written, strict=True)):
       original = read_picture(name)
       height, width = original.shape[:2]
       face = cv2.resize(predicted.decoded[i], (width, height), interpolation=cv2.INTER_CUBIC)
       if predicted.mask is not None:
         mask = cv2.resize(predicted.mask[i], (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
         face = face * mask + original / np.float32(255) * (1 - mask)
-      path = out / f'{i:04d}_{name.stem}.png'
       figures.save_png(path, face)
-      written.append(path)
   print(f'reconstructed {len(names)} pictures: {out}')
   return written
 
@@ -112,14 +113,18 @@ def _fitted_prior(vae: _Vae, count: int, rng: np.random.Generator) -> np.ndarray
 def sample(
   workdir: Path, out: Path, *, count: int = 64, seed: int = 0, prior: str = 'fitted', checkpoint: str = 'best'
 ) -> None:
-  """Draws `count` faces into a sheet `out` (.png).
+  """Draws `count` faces into a sheet `out` (.png or .jpg).
 
   `prior` 'normal' is N(0, 1). The recipe weighs the KL term so little that the encoded pictures do not fill that prior;
   'fitted' draws from a Gaussian fitted to the encoded training pictures.
   """
   if count < 1:
     raise UserError(f'--count {count}: give at least 1')
+  if seed < 0:
+    raise UserError(f'--seed {seed}: give at least 0')
+  pictures.check_suffix(out)
   vae = _Vae(_load_vae(workdir, checkpoint))
+  check_writable(out)
   rng = np.random.default_rng(seed)
   if prior == 'fitted':
     z = _fitted_prior(vae, count, rng)
@@ -130,17 +135,21 @@ def sample(
 
 
 def interpolate(workdir: Path, images: Sequence[Path], out: Path, *, steps: int = 8, checkpoint: str = 'best') -> None:
-  """Walks through the latent space from each picture to the next, a row a pair, into a sheet `out` (.png).
+  """Walks through the latent space from each picture to the next, a row a pair, into a sheet `out` (.png or .jpg).
 
-  A row begins and ends with the pictures themselves; between them are `steps` decoded points on the straight line
-  between the two posterior means.
+  Pictures come in the order named, and again where named again, those of a folder in natural order. A row begins and
+  ends with the pictures themselves; between them are `steps` decoded points on the straight line between the two
+  posterior means.
   """
   if steps < 2:
     raise UserError(f'--steps {steps}: give at least 2, the first face and the last')
-  vae = _Vae(_load_vae(workdir, checkpoint))
-  names, inputs = _read(images, vae.size)
+  names = photos.find_each(images, out)
   if len(names) < 2:
     raise UserError(f'interpolation needs two pictures or more, and {images[0]} gave {len(names)}')
+  pictures.check_suffix(out)
+  vae = _Vae(_load_vae(workdir, checkpoint))
+  check_writable(out)
+  inputs = _read(names, vae.size)
   means = vae.predict(inputs).mean
   t = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
   walks = np.concatenate([(1 - t) * a + t * b for a, b in itertools.pairwise(means)])

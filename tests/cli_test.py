@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from jaxface import vae_pictures
 from jaxface.benchmark import training
 from jaxface.cli import main
 from jaxface.models.vae import stage_widths
@@ -61,6 +63,20 @@ def test_reconstruct_into_a_grid_and_into_files(run, photos, tmp_path):
   assert [cv2.imread(str(path)).shape for path in written] == [(40, 30, 3), (16, 16, 3), (50, 64, 3)]
 
 
+def test_reconstruct_by_suffix_in_the_order_named_and_never_its_own(run, photos, tmp_path):
+  for picture in photos.iterdir():
+    shutil.copy(picture, tmp_path)
+  words = ['reconstruct', '--workdir', str(run), '--images', str(tmp_path / '2.png'), str(tmp_path), '--out']
+  for name, rows in (('grid.jpg', 3), ('files', 3), ('files', 4)):
+    out = tmp_path / name
+    assert main([*words, str(out)]) == 0
+    if name == 'files':
+      assert sorted(path.name for path in out.iterdir())[:3] == ['0000_2.png', '0001_0.png', '0002_1.png']
+      assert len(list(out.iterdir())) == 4
+    else:
+      assert cv2.imread(str(out)).shape == (22 + rows * 98 + 2, 4 * 98 + 2, 3)
+
+
 @pytest.mark.parametrize('prior', ['normal', 'fitted'])
 def test_sample_is_a_function_of_its_seed(run, tmp_path, prior):
   sheets = []
@@ -79,6 +95,24 @@ def test_interpolate_begins_and_ends_with_the_pictures(run, photos, tmp_path):
   sheet = cv2.imread(str(out))
   assert sheet.shape == (2 * 98 + 2, 6 * 98 + 2, 3)
   np.testing.assert_array_equal(sheet[2:98, 5 * 98 + 2 : 6 * 98], sheet[100:196, 2:98])
+
+
+def test_interpolate_goes_from_face_to_face_as_they_are_named(run, photos, tmp_path):
+  def walk(*images):
+    words = ['interpolate', '--workdir', run, '--steps', 2, '--out', tmp_path / 'walk.png', '--images', *images]
+    assert main([str(word) for word in words]) == 0
+    sheet = cv2.imread(str(tmp_path / 'walk.png'))[2:, 2:]
+    cells = sheet.reshape(len(sheet) // 98, 98, 4, 98, 3)[:, :96, :, :96].swapaxes(1, 2)
+    return [*cells[:, 0], cells[-1, -1]]
+
+  first, second, third = walk(photos)
+  for order, expected in (
+    ((1, 0), (second, first)),
+    ((2, 0, 2), (third, first, third)),
+    ((1, ''), (second, first, second, third)),
+  ):
+    named = [photos / (f'{i}.png' if i != '' else '') for i in order]
+    np.testing.assert_array_equal(walk(*named), expected)
 
 
 def test_ablation_prints_both_tables_and_the_claims(data_dir, tmp_path, capsys):
@@ -190,7 +224,9 @@ def test_wrong_workdirs_and_pictures(run, photos, tmp_path, capsys):
   assert 'choose best, latest or one of [2]' in _fails(capsys, *reconstruct, photos, '--checkpoint', '7')
   interpolate = ['interpolate', '--workdir', run, '--out', tmp_path / 'x.png', '--images', photos / '0.png']
   assert 'needs two pictures or more' in _fails(capsys, *interpolate)
-  assert 'at least 1' in _fails(capsys, 'sample', '--workdir', run, '--out', tmp_path / 'x.png', '--count', '0')
+  sample = ['sample', '--workdir', run, '--out']
+  assert 'at least 1' in _fails(capsys, *sample, tmp_path / 'x.png', '--count', '0')
+  assert '--seed -1: give at least 0' in _fails(capsys, *sample, tmp_path / 'x.png', '--seed', '-1')
   assert "no examples in split 'tset'" in _fails(capsys, 'evaluate', '--workdir', run, '--split', 'tset')
   assert "unknown part 'sim'" in _fails(capsys, 'benchmark', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--only', 'sim')
   assert "unknown system 'gan'" in _fails(capsys, 'convert', 'gan', photos / '0.png', '--workdir', tmp_path / 'c')
@@ -198,6 +234,28 @@ def test_wrong_workdirs_and_pictures(run, photos, tmp_path, capsys):
     capsys, 'convert', 'vae', photos / '0.png', '--workdir', tmp_path / 'c', '--config', EXPERIMENT
   )
   assert not (tmp_path / 'x.png').exists()
+
+
+def test_pictures_that_cannot_be_written_are_told_before_the_work(run, photos, tmp_path, capsys, monkeypatch):
+  for name in ('predict', 'decode'):
+    monkeypatch.setattr(vae_pictures._Vae, name, lambda *_: pytest.fail('nothing may be computed'))
+  (tmp_path / 'file').touch()
+  (tmp_path / 'folder.png').mkdir()
+  commands = {
+    'reconstruct': ['--images', photos],
+    'sample': ['--prior', 'normal'],
+    'interpolate': ['--images', photos],
+  }
+  for command, more in commands.items():
+    words = [command, '--workdir', run, *more, '--out']
+    assert 'a.webp: pictures are written as .png' in _fails(capsys, *words, tmp_path / 'a.webp')
+    assert f'{tmp_path / "file"} is a file; choose' in _fails(capsys, *words, tmp_path / 'file/a.png')
+    if command == 'reconstruct':
+      assert f'{tmp_path / "file"} is a file; choose' in _fails(capsys, *words, tmp_path / 'file')
+    else:
+      assert 'folder.png: it is a folder' in _fails(capsys, *words, tmp_path / 'folder.png')
+      assert 'file: pictures are written as .png' in _fails(capsys, *words, tmp_path / 'file')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder.png']
 
 
 def _readme_commands() -> list[str]:

@@ -226,6 +226,15 @@ def test_write_picture(tmp_path):
     pictures.write_picture(path / 'b.png', QUARTERS)
 
 
+def test_what_names_one_picture(tmp_path):
+  (tmp_path / 'folder.png').mkdir()
+  names = ('a.png', 'new/a.JPG', 'a.jpeg', 'folder.png', 'folder', 'a.out')
+  assert [pictures.is_one_picture(tmp_path / name) for name in names] == [True, True, True, False, False, False]
+  with pytest.raises(UserError, match=r'cannot write .*a\.webp: pictures are written as \.png, \.jpg, \.jpeg'):
+    pictures.is_one_picture(tmp_path / 'a.webp')
+  assert [path.name for path in tmp_path.iterdir()] == ['folder.png']
+
+
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
   pictures.write_picture(path, QUARTERS)

@@ -110,6 +110,21 @@ def test_statistics_are_saved_and_serve_as_the_real_side(folders, tmp_path):
     score.score(*folders, save_statistics=tmp_path / 'real')
 
 
+def test_statistics_alone_need_no_network(folders, tmp_path, monkeypatch):
+  saved = tmp_path / 'real.npz'
+  score.score(*folders, allow_few=True, save_statistics=saved)
+
+  def missing(name, _):
+    raise UserError(f'{name} is missing')
+
+  monkeypatch.setattr(weights, 'load', missing)
+  result = score.score(saved, saved, allow_few=True)
+  assert result.results['fid'] == pytest.approx(0, abs=1e-9)
+  assert '(of features as the statistics have them)' in str(result)
+  with pytest.raises(UserError, match='inception is missing'):
+    score.score(saved, folders[1], allow_few=True)
+
+
 def test_mixed_sizes_and_bad_files_do_not_stop_the_rest(images, folders):
   real, fake = folders
   (real / '3.png').write_bytes(b'no picture')
@@ -220,6 +235,25 @@ def test_command(folders, tmp_path, capsys):
   maps = _write(tmp_path / 'maps', {'a': np.eye(4, dtype=np.uint8)})
   _command('--labels', maps, maps, '--label-order', 'bisenet')
   assert 'iou/skin        1\n' in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_is_told_before_the_work(folders, tmp_path, monkeypatch):
+  monkeypatch.setattr(score, 'read_each', lambda *_: pytest.fail('nothing may be read'))
+  words = [*folders, '--metrics', 'l1', '--allow-few']
+  (tmp_path / 'file').touch()
+  (tmp_path / 'folder.json').mkdir()
+  (tmp_path / 'folder.npz').mkdir()
+  before = sorted(tmp_path.iterdir())
+  for option, places in (
+    ('--out', (tmp_path / 'folder.json', tmp_path / 'file/x.json', '/proc/x/y.json')),
+    ('--save-statistics', (tmp_path / 'folder.npz', tmp_path / 'file/x.npz', '/proc/x/y.npz')),
+  ):
+    for place in places:
+      with pytest.raises(UserError, match=f'cannot write {place}: .*; choose another {option}'):
+        _command(*words, option, place)
+  with pytest.raises(UserError, match='folder.json: it is a folder'):
+    _command('--labels', *folders, '--out', tmp_path / 'folder.json')
+  assert sorted(tmp_path.iterdir()) == before
 
 
 def test_pairs_go_by_name_and_batches_by_shape():

@@ -407,6 +407,8 @@ def test_wrong_options(files, tmp_path, capsys, monkeypatch, sdm):
   assert '--seed -1: must be in 0..' in fails('--seed', -1)
   assert 'steps=1; ddim takes 2 to 500' in fails('--steps', 1)
   assert 'guidance=-2.0' in fails('--guidance', -2)
+  assert 'guidance=nan' in fails('--guidance', 'nan')
+  assert 'guidance=inf' in fails('--guidance', 'inf')
   assert 'pictures are written as .png' in _fails(capsys, _words(files, tmp_path / 'out.webp'))
 
   monkeypatch.setattr(face_drawing, 'load_run', lambda workdir, checkpoint: sdm)

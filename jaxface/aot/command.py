@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxface.errors import UserError
+from jaxface.folders import check_writable
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -46,6 +47,11 @@ def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> 
   if args.mesh:
     config.parallel.fsdp = fsdp_of(args.mesh, len(topologies[0].devices))
 
+  if args.out is not None:
+    check_writable(args.out)
+  if args.hlo is not None:
+    check_writable(_program_file(args.hlo, topologies[0].name), '--hlo')
+
   from jaxface.aot.advice import advice
   from jaxface.aot.step import compile_step
 
@@ -55,8 +61,7 @@ def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> 
     print(f'compiling for {topology.name} ...', flush=True)
     compiled = compile_step(config, topology, step=args.step, quick=args.quick)
     if args.hlo is not None and compiled.fits:
-      args.hlo.mkdir(parents=True, exist_ok=True)
-      (args.hlo / f'{topology.name.replace(":", "_")}.txt').write_text(compiled.text)
+      _program_file(args.hlo, topology.name).write_text(compiled.text)
     found.append(dataclasses.replace(compiled, text=''))
     print(report(args.config, compiled))
     if not compiled.fits:
@@ -68,10 +73,13 @@ def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> 
   if args.out is not None:
     from jaxface.workdir import write_atomically
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out, json.dumps([as_json(args.config, each) for each in found], indent=2) + '\n')
     print(f'written: {args.out}')
   return 0 if all(each.fits for each in found) else 1
+
+
+def _program_file(folder: Path, topology: str) -> Path:
+  return folder / f'{topology.replace(":", "_")}.txt'
 
 
 def _whole(rows: float, name: str) -> int:

@@ -8,6 +8,7 @@ sampler goes from noise to a picture by it. What is given is a label map, and in
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -344,7 +345,7 @@ def content_keys(label: jax.Array) -> jax.Array:
 
 def make_sampling(config: ConfigDict, schedule: Schedule, *, clip: bool = False, variance: str = 'small') -> Sampling:
   """What the `sampling` part of an experiment describes; steps 0 are all timesteps."""
-  if config.guidance < 0:
+  if not 0 <= config.guidance < math.inf:
     raise UserError(f'sampling.guidance={config.guidance}; 1 is none, more leads further: give at least 0')
   plan = samplers.make_plan(config.name, schedule, config.steps or None, eta=config.eta, variance=variance)
   return Sampling(plan, config.guidance, clip, variance=variance)

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from jaxface.aot import step
+from jaxface.aot import topology as topologies
 from jaxface.aot.advice import advice
 from jaxface.aot.command import fsdp_of, report, scaling_table
 from jaxface.aot.hlo import Collective
@@ -130,6 +132,41 @@ def say(*words: str) -> subprocess.CompletedProcess:
 def test_without_libtpu_it_says_how_to_get_it(capsys):
   assert main(['compile', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--topology', 'v5e:2x2']) == 2
   assert "pip install 'jaxface[tpu-aot]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def compile_here(monkeypatch):
+  """`jaxface compile`, with these words more, by a compiler that is not there; calls are listed."""
+  calls = []
+  monkeypatch.setattr(topologies, 'without_devices', lambda: None)
+  monkeypatch.setattr(topologies, 'get_topology', lambda name, slices: _compiled().topology)
+  monkeypatch.setattr(step, 'compile_step', lambda *a, **k: calls.append(a) or _compiled(text='HloModule x'))
+  words = ['compile', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--topology', 'v5e:2x2']
+  return lambda *more: main([*words, *map(str, more)]), calls
+
+
+def test_what_is_found_is_written(compile_here, tmp_path):
+  say_here, _ = compile_here
+  assert say_here('--out', tmp_path / 'new/found.json', '--hlo', tmp_path / 'new/programs') == 0
+  assert json.loads((tmp_path / 'new/found.json').read_text())[0]['topology'] == 'v5e:4'
+  assert (tmp_path / 'new/programs/v5e_4.txt').read_text() == 'HloModule x'
+
+
+def test_what_cannot_be_written_is_told_before_the_work(compile_here, tmp_path, capsys):
+  say_here, calls = compile_here
+  (tmp_path / 'file').touch()
+  for option, place, told in (
+    ('--out', tmp_path, f'cannot write {tmp_path}: it is a folder; choose another --out'),
+    ('--out', tmp_path / 'file/x.json', 'is a file; choose another --out'),
+    ('--out', '/proc/x.json', 'choose another --out'),
+    ('--hlo', tmp_path / 'file', 'is a file; choose another --hlo'),
+    ('--hlo', '/proc/x', 'choose another --hlo'),
+  ):
+    assert say_here(option, place) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert told in line
+  assert not calls
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 @pytest.fixture(scope='module')
