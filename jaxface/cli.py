@@ -240,7 +240,7 @@ def make_parser() -> argparse.ArgumentParser:
   sub = command('reconstruct', _reconstruct, 'reconstruct pictures or folders of them')
   _add_workdir(sub)
   sub.add_argument('--images', type=Path, nargs='+', required=True, help='pictures or folders')
-  sub.add_argument('--out', type=Path, required=True, help='a .png for one grid, or a folder for one file a picture')
+  sub.add_argument('--out', type=Path, required=True, help='a .png or .jpg for one grid, or a folder')
 
   sub = command('sample', _sample, 'draw new faces')
   _add_workdir(sub)
@@ -252,13 +252,13 @@ def make_parser() -> argparse.ArgumentParser:
     default='fitted',
     help="'normal': N(0, 1), as the theory has it; 'fitted': a Gaussian fitted to the encoded training pictures",
   )
-  sub.add_argument('--out', type=Path, required=True, help='a .png')
+  sub.add_argument('--out', type=Path, required=True, help='a .png or .jpg')
 
   sub = command('interpolate', _interpolate, 'walk from face to face through the latent space')
   _add_workdir(sub)
   sub.add_argument('--images', type=Path, nargs='+', required=True, help='two or more pictures, or folders')
   sub.add_argument('--steps', type=int, default=8, help='pictures from one face to the next, both included')
-  sub.add_argument('--out', type=Path, required=True, help='a .png')
+  sub.add_argument('--out', type=Path, required=True, help='a .png or .jpg')
 
   sub = command(
     'ablation', _ablation, 'train and evaluate the ten VAE variants; print the table beside the published one'

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxface import labels, photos, pictures
 from jaxface.errors import UserError
+from jaxface.folders import check_writable
 from jaxface.photos import Photos
 from jaxface.threads import chunks
 
@@ -85,9 +86,7 @@ def makeup(
   """
   levels = list(dict.fromkeys(levels))
   _check(workdirs, levels, label_order, paste)
-  one_picture = out.suffix.lower() in pictures.SUFFIXES and not out.is_dir()
-  if one_picture and out.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
-    raise UserError(f'cannot write {out}: pictures are written as .png, .jpg, .jpeg')
+  one_picture = pictures.is_one_picture(out)
   found = {'target': photos.find(targets, out), 'reference': photos.find(references, out)}
   if not one_picture:
     for side, paths in found.items():
@@ -106,6 +105,7 @@ def makeup(
 
     network = load_parser(parser)
   sources = [Photos(found[side], maps[side], label_order, network) for side in found]
+  check_writable(out if one_picture else out / 'any.png')
   count = len(runs) * len(levels) * len(found['target']) * len(found['reference'])
   if not one_picture:
     written = _to_folder(runs, *sources, out, levels, paste)

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxface import labels, photos, pictures, styles, synthesis_figures
 from jaxface.errors import UserError
+from jaxface.folders import check_writable
 from jaxface.synthesis_figures import OWN, Drawing, Face, Table
 
 # What imports JAX is imported inside the functions: `jaxface --help` need not wait for it.
@@ -74,9 +75,7 @@ def synthesize(
   style = list(itertools.chain.from_iterable([each] if each == OWN else photos.find([each], out) for each in style))
   figure = figure or ('strip' if shares and len(shares) > 1 else 'grid')
   _check(figure, style, parts, shares, count, seed, label_order)
-  one_picture = out.suffix.lower() in pictures.SUFFIXES and not out.is_dir()
-  if one_picture and out.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
-    raise UserError(f'cannot write {out}: pictures are written as .png, .jpg, .jpeg')
+  one_picture = pictures.is_one_picture(out)
   asked = photos.find(layouts, out)
   if not one_picture:
     photos.check_names(asked, 'pictures that are written to a folder are named by their label maps')
@@ -99,6 +98,7 @@ def synthesize(
 
     given = photos.Photos(given.paths, given.label_maps, label_order, load_parser(parser))
   faces = face_drawing.see(run, asked, given)
+  check_writable(out if one_picture else out / 'any.png')
   layout_faces = [faces[path] for path in asked]
   whole = [faces.get(each, each) for each in style]
   if figure == 'reconstruction':
