@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxface.errors import UserError
 from jaxface.evaluate import Metrics, evaluate_runs
+from jaxface.input_pipeline import open_dataset
 from jaxface.train import train
 from jaxface.workdir import write_atomically
 
@@ -113,11 +114,15 @@ def ablation(
   unknown = [variant for variant in variants if variant not in VARIANTS]
   if unknown:
     raise UserError(f'unknown variant {unknown[0]!r}; choose from {", ".join(VARIANTS)}')
-  for i, variant in enumerate(variants):
-    print(f'[{i + 1}/{len(variants)}] {variant}', flush=True)
-    config = make_config(variant)
+  configs = {variant: make_config(variant) for variant in variants}
+  for config in configs.values():
     if data_dir is not None:
       config.data.data_dir = str(data_dir)
+    # What is measured on is found before hours of training.
+    data = config.data
+    open_dataset(data.name, split, ('image',), image_size=config.model.image_size, data_dir=data.data_dir or None)
+  for i, (variant, config) in enumerate(configs.items()):
+    print(f'[{i + 1}/{len(variants)}] {variant}', flush=True)
     outcome = train(config, workdir / variant)
     if not outcome.finished:
       raise UserError(f'stopped while training {variant}; say the same command to go on')

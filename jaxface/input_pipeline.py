@@ -178,7 +178,8 @@ def _open_split(
   """The records of one split, only what `decode` reads of them decoded, and what names them."""
   counts = {key: info.num_examples for key, info in builder.info.splits.items()}
   if not counts.get(split):
-    raise UserError(f'dataset {name} has no examples in split {split!r}; it has {counts}')
+    pairs = '; `jaxface prepare` makes makeup_transfer, or synthetic_faces --makeup-pairs' if 'makeup' in split else ''
+    raise UserError(f'dataset {name} has no examples in split {split!r}; it has {counts}{pairs}')
   stored = sorted({decode.feature(field) for field in decode.fields})
   missing = [feature for feature in stored if feature not in builder.info.features]
   if missing:

@@ -115,6 +115,22 @@ def test_interpolate_goes_from_face_to_face_as_they_are_named(run, photos, tmp_p
     np.testing.assert_array_equal(walk(*named), expected)
 
 
+def test_an_ablation_finds_what_it_measures_on_before_it_trains(data_dir, tmp_path, capsys):
+  words = [
+    'ablation',
+    '--config',
+    EXPERIMENT,
+    '--flags',
+    ',smoke',
+    '--data-dir',
+    data_dir,
+    '--workdir',
+    tmp_path / 'runs',
+  ]
+  assert "no examples in split 'tset'" in _fails(capsys, *words, '--split', 'tset')
+  assert not (tmp_path / 'runs').exists()
+
+
 def test_ablation_prints_both_tables_and_the_claims(data_dir, tmp_path, capsys):
   words = ['ablation', '--config', EXPERIMENT, '--flags', ',smoke', '--variants', 'mask_ssim_l2']
   words += ['--data-dir', str(data_dir), '--workdir', str(tmp_path / 'runs'), '--config.total_steps=2']
