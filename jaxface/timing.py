@@ -1,4 +1,4 @@
-"""How long compiled programs take, what they compute and hold, and what a device could do at most."""
+"""How long compiled programs take, what they hold, and what a device could do at most."""
 
 import time
 from collections.abc import Callable
@@ -44,12 +44,10 @@ def share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | Non
   return flops_per_second_and_device / chip.flops[dtype] if chip and dtype in chip.flops else None
 
 
-def cost(compiled: Any, device_count: int) -> dict[str, float]:
-  """FLOPs and memory of a compiled program; XLA counts one device's share."""
-  analysis = compiled.cost_analysis() or {}
+def memory_gib(compiled: Any) -> float | None:
+  """What a compiled program holds on a device; None where the backend does not say."""
   memory = compiled.memory_analysis()
-  row: dict[str, float] = {'model_tflop': analysis.get('flops', float('nan')) * device_count / 1e12}
-  if memory is not None:
-    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    row['memory_gib_per_device'] = (used - memory.alias_size_in_bytes) / 2**30
-  return row
+  if memory is None:
+    return None
+  used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+  return (used - memory.alias_size_in_bytes) / 2**30

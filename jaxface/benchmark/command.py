@@ -18,11 +18,12 @@ from ml_collections import ConfigDict
 
 from jaxface.benchmark import in_use
 from jaxface.benchmark.compare import LAYOUT, check_slow_down, compare, read_report
-from jaxface.benchmark.diffusion import diffusion_rows
+from jaxface.benchmark.diffusion import Subject, denoise_rows, draw_rows
 from jaxface.benchmark.meter import Meter, Row
 from jaxface.benchmark.operations import conv_row, ssim_row
 from jaxface.benchmark.training import evaluate_row, loader_row, make_engine, train_row
 from jaxface.errors import UserError
+from jaxface.folders import check_writable
 from jaxface.input_pipeline import Dataset
 from jaxface.runs import open_split
 from jaxface.speed import for_speed, never_trained
@@ -72,7 +73,7 @@ class _Plan:
   dataset: Dataset | None
 
   def __iter__(self) -> Iterator[tuple[str, Measure]]:
-    """Each kind of row by the part it belongs to; they share nothing, so that one may fail alone."""
+    """Each kind of row by the part it belongs to; one may fail alone."""
     one = lambda make: lambda meter: [make(meter)]
     if 'ssim' in self.parts:
       yield 'ssim', one(ssim_row)
@@ -120,12 +121,13 @@ class _Plan:
           yield part, functools.partial(in_use.use_rows, config=config, uses=uses, devices=devices, rows=rows)
     if 'parse' in self.parts:
       yield 'parse', functools.partial(in_use.parse_rows, config=config)
-    drawing = [part for part in self.parts if part in ('denoise', 'draw')]
     # Two programs of a published network are minutes of a CPU.
     for devices, rows in _groups()[:1] if jax.default_backend() == 'cpu' else _groups():
-      if drawing:
-        arguments = {'config': config, 'devices': devices, 'rows': rows, 'parts': drawing}
-        yield ' and '.join(drawing), functools.partial(diffusion_rows, **arguments)
+      # Made once, where it is first needed: a CPU takes minutes.
+      subject = functools.cache(functools.partial(Subject, config, devices, rows))
+      for part, measure in (('denoise', denoise_rows), ('draw', draw_rows)):
+        if part in self.parts:
+          yield part, functools.partial(measure, subject=subject)
 
 
 def _groups() -> list[tuple[Sequence[jax.Device], int]]:
@@ -159,18 +161,20 @@ def _open(config: ConfigDict, parts: Sequence[str], *, asked: bool) -> tuple[Seq
     return [part for part in parts if part not in _NEED_DATA], None
 
 
-def _measure(plan: _Plan, meter: Meter) -> list[Row]:
-  rows = []
+def _measure(plan: _Plan, meter: Meter) -> tuple[list[Row], list[str]]:
+  """The rows, and the parts that a row of is missing, since the device has not the memory."""
+  rows, without_memory = [], []
   for part, measure in plan:
     try:
       for row in measure(meter):
         _say(row)
-        rows.append(row)
+        rows.append({'part': part, **row})
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       print(f'- {part}: left out, or what is left of it: the device has not the memory', flush=True)
-  return rows
+      without_memory.append(part)
+  return rows, sorted(set(without_memory))
 
 
 def _say(row: Row) -> None:
@@ -184,7 +188,7 @@ def _say(row: Row) -> None:
     elif name == 'share_of_peak' and row.get('model_tflop', row.get('model_tflop_per_step')) is not None:
       shown.append("share of peak unknown (this device's peak is not listed)")
     elif name == 'share_of_peak':
-      shown.append('share of peak unknown (the work is in a loop, which XLA counts once)')
+      shown.append('share of peak unknown (the work cannot be counted beforehand)')
   print('  ' + ', '.join(shown), flush=True)
 
 
@@ -196,7 +200,7 @@ def _processor() -> str:
   return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.processor())
 
 
-def _report(config: ConfigDict, rows: Sequence[Row]) -> dict[str, Any]:
+def _report(config: ConfigDict, rows: Sequence[Row], without_memory: Sequence[str]) -> dict[str, Any]:
   # Where it ran on whose machine is not part of a result.
   config = config.copy_and_resolve_references()
   config.data.data_dir = ''
@@ -206,6 +210,7 @@ def _report(config: ConfigDict, rows: Sequence[Row]) -> dict[str, Any]:
     'environment': {**about, 'processor': _processor(), 'cpu_cores': os.cpu_count()},
     'config': config.to_dict(),
     'rows': rows,
+    'without_memory': without_memory,
   }
 
 
@@ -219,7 +224,7 @@ def benchmark(
   against: Path | None = None,
   slow_down: float = 0.1,
 ) -> bool:
-  """Measures a system and prints row after row; returns whether nothing is slower than allowed.
+  """Measures a system and prints row after row; returns whether nothing is slower than allowed, or lacks memory now.
 
   Args:
     config: of an experiment; networks that only need be as large as the published ones are not loaded, see `for_speed`.
@@ -231,6 +236,12 @@ def benchmark(
     slow_down: share of its earlier rate that a row may have lost.
   """
   check_slow_down(slow_down)
+  if not seconds > 0:
+    raise UserError(f'--seconds {seconds:g}: give more than 0')
+  if out is not None:
+    check_writable(out)
+  if profile is not None:
+    check_writable(profile / 'any', '--profile')
   earlier = None if against is None else read_report(against)
   parts = _check_parts(config.task, only)
   config = for_speed(config)
@@ -242,20 +253,19 @@ def benchmark(
   if untrained := never_trained(config):
     print(f'never trained: {", ".join(untrained)}')
   parts, dataset = _open(config, parts, asked=only is not None)
-  rows = _measure(_Plan(config, parts, dataset), Meter(seconds, profile))
+  measured = _measure(_Plan(config, parts, dataset), Meter(seconds, profile))
   if profile is not None:
     print(f'traces, one a row, in {profile}: install xprof, say `xprof --logdir {profile}`; or open a')
     print('  trace.json.gz of it in ui.perfetto.dev')
   # As it is read again: JSON has no tuples.
-  report = json.loads(json.dumps(_report(config, rows)))
+  report = json.loads(json.dumps(_report(config, *measured)))
   if out is not None:
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(report, indent=2) + '\n')
     print(f'written: {out}')
   if earlier is None:
     return True
   comparison = compare(report, earlier, slow_down=slow_down)
   print(f'\nbeside {against}:\n{comparison.text}')
-  if not comparison.matched:
+  if not comparison.matched and not comparison.slower:
     raise UserError(f'--compare {against} has none of the rows that were measured; measure the same parts')
   return not comparison.slower

@@ -20,7 +20,8 @@ _IDLE = (
   'keep_last', 'keep_best', 'best_metric', 'best_is', 'data.data_dir', 'data.eval_split',
 )  # fmt: skip
 
-Report = Mapping[str, Any]  # What a benchmark writes: 'layout', 'environment', 'config', 'rows'.
+# What a benchmark writes: 'layout', 'environment', 'config', 'rows', and 'without_memory', the parts that did not fit.
+Report = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Comparison:
 
   Attributes:
     text: a table for people, with what is to be known about it.
-    slower: names of rows that fell below what is allowed. Empty also where the two are no measure of each other, as on
-      different chips.
+    slower: names of rows that fell below what is allowed, or for which the device has not the memory any more. Empty
+      also where the two are no measure of each other, as on different chips.
     matched: rows that both have.
   """
 
@@ -66,13 +67,16 @@ def check_slow_down(slow_down: float) -> None:
 def compare(now: Report, earlier: Report, *, slow_down: float = 0.1) -> Comparison:
   """Every row's rate over that of the row of the same name, batch size and number of devices; see `Comparison`.
 
-  A row is slower where this ratio is below 1 - `slow_down`.
+  A row is slower where this ratio is below 1 - `slow_down`. Of rows that are missing now, those count as slower whose
+  part did not fit in memory: a part that was not asked for, or more devices than there are now, are no fault.
   """
   ours, theirs = (_by_name(report['rows']) for report in (now, earlier))
   both = [name for name in ours if name in theirs]
   ratios = {name: _rate(ours[name]) / _rate(theirs[name]) for name in both}
   strange = _strange(now, earlier)
-  slower = [] if strange else [name for name in both if ratios[name] < 1 - slow_down]
+  missing = [name for name in theirs if name not in ours]
+  lost = [name for name in missing if _lacks_memory(theirs[name], now)]
+  slower = [] if strange else [name for name in both if ratios[name] < 1 - slow_down] + lost
   lines = ['     now/s  earlier/s  ratio   calls vary by  row (pictures a second)'] if both else []
   for name in both:
     spread = f'{_variation(ours[name]):4.0%} and {_variation(theirs[name]):4.0%}'
@@ -82,20 +86,27 @@ def compare(now: Report, earlier: Report, *, slow_down: float = 0.1) -> Comparis
     )
   for what, names in (
     ('not in the earlier result', [name for name in ours if name not in theirs]),
-    ('not measured now', [name for name in theirs if name not in ours]),
+    ('not measured now', [name for name in missing if name not in lost]),
+    ('the device has not the memory now', lost),
   ):
     lines += [f'{what}: {name}' for name in names]
   lines += _versions(now['environment'], earlier['environment'])
   lines += strange
   if strange:
     lines.append('so the ratios are no test of the code, and none of them fails')
-  elif both:
+  elif both or lost:
     lines.append(f'slower than allowed ({slow_down:.0%}): {some(slower, 20) if slower else "nothing"}')
   return Comparison('\n'.join(lines), slower, len(both))
 
 
 def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
   return {f'{row["timed"]}, batch {row["batch_size"]}, devices {row["devices"]}': row for row in rows}
+
+
+def _lacks_memory(row: Row, now: Report) -> bool:
+  """Of a row that is missing now; rows of results from before this was told have no part."""
+  fits = row['devices'] <= len(now['environment']['devices'])
+  return fits and row.get('part') in now.get('without_memory', ())
 
 
 def _rate(row: Row) -> float:

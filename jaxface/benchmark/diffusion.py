@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxface.augment import to_signed
-from jaxface.benchmark.meter import Meter, Program, Row, compile_program
+from jaxface.benchmark.meter import Meter, Row, compile_program
 from jaxface.benchmark.training import make_engine, random_batch
 from jaxface.diffusion import samplers
 from jaxface.parallel import Engine
@@ -22,23 +22,10 @@ _CPU_STEPS = 4
 _TIMESTEP = 500
 
 
-def diffusion_rows(
-  meter: Meter, config: ConfigDict, devices: Sequence[jax.Device], rows: int, parts: Sequence[str]
-) -> Iterator[Row]:
-  """The network's step ('denoise') and whole drawings ('draw') of `rows` pictures at once, by random weights."""
-  subject = _Subject(config, devices, rows)
-  if 'denoise' in parts:
-    yield _denoise_row(meter, subject)
-    yield _gradient_row(meter, subject)
-  if 'draw' in parts:
-    yield _draw_row(meter, subject, cached=True)
-    yield _draw_row(meter, subject, cached=False)
+class Subject:
+  """A diffusion of random weights, what it is to draw after, and a step of its network, conditioning fresh and cached.
 
-
-class _Subject:
-  """A diffusion, what it is to draw after, and a step of its network, compiled with its conditioning fresh and cached.
-
-  Arrays lie as the engine would have them: parameters by its rules, rows spread over the devices.
+  Arrays lie as the engine would have them: parameters by its rules, `rows` pictures at once spread over the devices.
   """
 
   def __init__(self, config: ConfigDict, devices: Sequence[jax.Device], rows: int):
@@ -78,36 +65,42 @@ class _Subject:
 
     return self.unet, self.x, *jax.jit(prepare)(self.unet, self.given)
 
-  @functools.cached_property
-  def fresh(self) -> Program:
-    """`step` for `fresh_arguments`."""
-    return compile_program(jax.jit(self.step), *self.fresh_arguments, devices=self.devices)
 
-  @functools.cached_property
-  def cached(self) -> Program:
-    """`step` for `cached_arguments`."""
-    return compile_program(jax.jit(self.step), *self.cached_arguments, devices=self.devices)
+def denoise_rows(meter: Meter, subject: Callable[[], Subject]) -> Iterator[Row]:
+  """Steps of the network, forward and with gradients."""
+  yield _denoise_row(meter, subject())
+  yield _gradient_row(meter, subject())
 
 
-def _denoise_row(meter: Meter, subject: _Subject) -> Row:
+def draw_rows(meter: Meter, subject: Callable[[], Subject]) -> Iterator[Row]:
+  """Whole drawings."""
+  yield _draw_row(meter, subject(), cached=True)
+  yield _draw_row(meter, subject(), cached=False)
+
+
+def _denoise_row(meter: Meter, subject: Subject) -> Row:
   """One step of the network, in turn with its conditioning prepared and fresh."""
+  cached, fresh = (
+    compile_program(jax.jit(subject.step), *arguments, devices=subject.devices)
+    for arguments in (subject.cached_arguments, subject.fresh_arguments)
+  )
   row = meter.row_in_turn(
     f'{subject.name}one step of the network on {subject.size}, conditioning cached; in turn with fresh',
-    lambda: subject.cached.run(*subject.cached_arguments),
-    lambda: subject.fresh.run(*subject.fresh_arguments),
+    lambda: cached.run(*subject.cached_arguments),
+    lambda: fresh.run(*subject.fresh_arguments),
     peer='fresh',
     images=subject.rows,
-    program=subject.cached,
+    program=cached,
     dtype=subject.dtype,
   )
   return row | {
-    'fresh_model_tflop': subject.fresh.tflop,
-    'fresh_memory_gib_per_device': subject.fresh.memory_gib,
+    'fresh_model_tflop': fresh.tflop,
+    'fresh_memory_gib_per_device': fresh.memory_gib,
     'cache_mib': size_in_bytes(subject.cached_arguments[2:]) / 2**20,
   }
 
 
-def _gradient_row(meter: Meter, subject: _Subject) -> Row:
+def _gradient_row(meter: Meter, subject: Subject) -> Row:
   """Forward and backward, conditioning fresh."""
 
   def loss(params: Any, *rest: Any) -> jax.Array:
@@ -123,7 +116,7 @@ def _gradient_row(meter: Meter, subject: _Subject) -> Row:
   )
 
 
-def _draw_row(meter: Meter, subject: _Subject, *, cached: bool) -> Row:
+def _draw_row(meter: Meter, subject: Subject, *, cached: bool) -> Row:
   """Pictures drawn, from noise to the decoded picture; on a CPU in the first few steps only."""
   task = subject.task
   plan = task.sampling.plan
@@ -134,9 +127,6 @@ def _draw_row(meter: Meter, subject: _Subject, *, cached: bool) -> Row:
   draw = jax.jit(lambda state, given, keys: task.draw(state, given, keys, sampling=sampling))
   program = compile_program(draw, subject.state, subject.given, keys, devices=subject.devices)
   steps = len(plan.timesteps)
-  # XLA counts one round of the loop over the steps, which is all of the work that repeats.
-  a_step = (subject.cached if cached else subject.fresh).tflop * (1 if sampling.guidance == 1 else 2)
-  program = dataclasses.replace(program, tflop=program.tflop + (steps - 1) * a_step)
   way = 'what is constant computed once' if cached else 'everything in every step'
   return meter.row(
     f'{subject.name}draw, {steps} steps and decoding, guidance {sampling.guidance:g}, {way}',

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxface.timing import cost, share_of_peak, time_in_turn, time_repeatedly
+from jaxface.benchmark.work import count_flops
+from jaxface.timing import memory_gib, share_of_peak, time_in_turn, time_repeatedly
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -27,7 +28,7 @@ class Program:
   Attributes:
     run: the program.
     devices: that it runs on.
-    tflop: of a call on all devices together, in 10^12 as XLA counts them; NaN where that is not known.
+    tflop: of a call on all devices together, in 10^12 as `count_flops` counts; NaN where that is not known.
     memory_gib: of a device; None where the backend does not say.
     compile_seconds: time it took to compile.
   """
@@ -39,19 +40,13 @@ class Program:
   compile_seconds: float
 
 
-def compile_program(jitted: Any, *arguments: Any, devices: int = 1, repeats: float = 1) -> Program:
-  """Compiles a jitted function for `arguments`.
-
-  Args:
-    devices: that the program runs on.
-    repeats: of the loop that nearly all of the work is in, for XLA counts what is in a loop once; NaN where no such
-      number is right.
-  """
+def compile_program(jitted: Any, *arguments: Any, devices: int = 1) -> Program:
+  """Compiles a jitted function for `arguments`, to run on so many devices."""
   began = time.perf_counter()
   compiled = jitted.lower(*arguments).compile()
   seconds = time.perf_counter() - began
-  found = cost(compiled, devices)
-  return Program(compiled, devices, found['model_tflop'] * repeats, found.get('memory_gib_per_device'), seconds)
+  # After the clock has stopped: what is traced is kept, and the count takes it from there.
+  return Program(compiled, devices, count_flops(jitted, *arguments) / 1e12, memory_gib(compiled), seconds)
 
 
 @dataclasses.dataclass(frozen=True)

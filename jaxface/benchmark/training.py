@@ -1,6 +1,5 @@
 """How fast a system trains and is evaluated, by way of compiling and feed, and how fast its data is read."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,9 +14,6 @@ from jaxface.input_pipeline import NumpyBatch
 from jaxface.parallel import Engine, JitEngine, PmapEngine, check_batch_size, make_mesh
 from jaxface.state import for_evaluation
 from jaxface.tasks import make_task
-
-# Tasks whose evaluation goes over several noise levels, in a loop.
-_LOOPED = ('scadm', 'sdm')
 
 
 def make_engine(config: ConfigDict, devices: Sequence[jax.Device], mode: str = 'jit') -> Engine:
@@ -64,11 +60,7 @@ def train_row(
       engine.put_dataset(input_pipeline.load_whole(dataset))
     stream = _stream(config, dataset, resident=feed == 'resident')
     next_batch = lambda: engine.put_stacked([next(stream) for _ in range(steps)])
-  # Several steps in one dispatch are a loop, as are the pieces of a batch.
-  repeats = steps * config.accumulate_steps
-  program = compile_program(
-    engine.train_step, state, next_batch(), engine.dataset, devices=engine.device_count, repeats=repeats
-  )
+  program = compile_program(engine.train_step, state, next_batch(), engine.dataset, devices=engine.device_count)
   holder = [state]
   del state
 
@@ -94,8 +86,7 @@ def evaluate_row(meter: Meter, config: ConfigDict, devices: Sequence[jax.Device]
   check_batch_size(config.batch_size, engine.device_count)
   light = for_evaluation(engine.init())
   batch = engine.put(random_batch(config, engine, config.batch_size))
-  repeats = math.nan if config.task in _LOOPED else 1
-  program = compile_program(engine.eval_step, light, batch, devices=engine.device_count, repeats=repeats)
+  program = compile_program(engine.eval_step, light, batch, devices=engine.device_count)
   return meter.row(
     f'evaluation step with all metrics, {_ways("jit", engine)}, {config.model.dtype}',
     lambda: program.run(light, batch),

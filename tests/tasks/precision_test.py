@@ -22,9 +22,8 @@ def _sums(jaxpr: core.Jaxpr) -> Iterator[tuple[int, str]]:
     if equation.primitive.name == 'reduce_sum' and equation.invars[0].aval.dtype == jnp.bfloat16:
       terms = equation.invars[0].aval.size // equation.outvars[0].aval.size
       yield terms, str(equation.source_info.name_stack)
-    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: isinstance(p, core.ClosedJaxpr)):
-      if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
-        yield from _sums(getattr(inner, 'jaxpr', inner))
+    for inner in core.jaxprs_in_params(equation.params):
+      yield from _sums(inner)
 
 
 SYSTEMS = [
