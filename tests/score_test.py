@@ -108,6 +108,8 @@ def test_statistics_are_saved_and_serve_as_the_real_side(folders, tmp_path):
     score.score(saved, saved)
   with pytest.raises(UserError, match='must be an .npz'):
     score.score(*folders, save_statistics=tmp_path / 'real')
+  with pytest.raises(UserError, match='real.npz has theirs already'):
+    score.score(saved, folders[1], allow_few=True, save_statistics=tmp_path / 'again.npz')
 
 
 def test_statistics_alone_need_no_network(folders, tmp_path, monkeypatch):
