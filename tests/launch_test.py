@@ -121,7 +121,7 @@ def test_a_run_is_kept_in_a_bucket(monkeypatch):
   run = folder(bucket)
   assert str(run) == 'gs://bucket/runs/best'
   assert in_object_store(run / 'checkpoints')
-  config = ConfigDict({'seed': 0, 'widths': (1, 2)})
+  config = ConfigDict({'task': 'vae', 'widths': (1, 2)})
   with workdir.locked(run):
     workdir.open_run(run, config)
     workdir.check_disk(run, kept=3, size=2**60)
