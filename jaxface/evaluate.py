@@ -23,6 +23,9 @@ Metrics = dict[str, float]
 _COMPARED_EXAMPLES = 8
 _RESULTS = 'results.json'
 
+# Runs by name, and what each is measured on.
+Opened = Mapping[str, tuple[Run, input_pipeline.Dataset]]
+
 
 def evaluate_state(
   engine: Engine, current: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int, limit: int = 0
@@ -74,7 +77,7 @@ def table(results: Mapping[str, Metrics]) -> str:
   return '\n\n'.join(blocks)
 
 
-def compare(runs: Mapping[str, tuple[Run, input_pipeline.Dataset]]) -> np.ndarray:
+def compare(runs: Opened) -> np.ndarray:
   """The papers' comparison figure, uint8 [H, W, 3]: a row for each of some examples, what is given, then each run's.
 
   Each run sees its own dataset. All processes of a run draw it together.
@@ -121,6 +124,17 @@ def _open(run: Run, split: str, draw: int | None) -> input_pipeline.Dataset:
   return dataset
 
 
+def _open_all(runs: Sequence[Run], split: str, draws: int) -> Opened:
+  """Every run with its first dataset; UserError for what cannot be measured."""
+  seen = {}
+  for run in runs:
+    check_batch_size(run.config.batch_size, run.engine.device_count)
+    if draws and not any(field.startswith(REFERENCE) for field in run.engine.task.batch_fields):
+      raise UserError(f'{run.name} takes no references, of which there could be several draws; leave out --draws')
+    seen[run.name] = run, _open(run, split, 0 if draws else None)
+  return seen
+
+
 def evaluate_runs(
   workdirs: Sequence[Path],
   *,
@@ -141,9 +155,8 @@ def evaluate_runs(
   With several processes each reads its share; process 0 prints and writes.
 
   `metrics` names what to add, see `jaxface.perceptual.METRICS`; most need networks of the user's download, 'miou' the
-  workdir of a face `parser`. With `draws`
-  every picture is given so many references, drawn at random, and the figures are the means over the draws; the table
-  then has their standard deviations, too.
+  workdir of a face `parser`. With `draws` every picture is given so many references, drawn at random, and the figures
+  are the means over the draws; the table then has their standard deviations, too.
   """
   if draws < 0:
     raise UserError(f'draws={draws}: give how many random references for each picture, or 0 for those of the data')
@@ -154,43 +167,41 @@ def evaluate_runs(
   runs = [load_run(workdir, checkpoint) for workdir in workdirs]
   if len({run.name for run in runs}) < len(runs):
     raise UserError('two workdirs have the same name; a table could not tell them apart')
-  out = folder(out or folder(workdirs[0]) / 'evaluation')
-  seen: dict[str, tuple[Run, input_pipeline.Dataset]] = {}
-  # What can be wrong is found before anything is measured.
   for run in runs:
     if data is not None:
       run.config.data.name = data
     if data_dir is not None:
       run.config.data.data_dir = str(data_dir)
-    check_batch_size(run.config.batch_size if batch_size is None else batch_size, run.engine.device_count)
-    if draws and not any(field.startswith(REFERENCE) for field in run.engine.task.batch_fields):
-      raise UserError(f'{run.name} takes no references, of which there could be several draws; leave out --draws')
-    seen[run.name] = run, _open(run, split, 0 if draws else None)
-    perceptual.check_count(seen[run.name][1])
+    if batch_size is not None:
+      run.config.batch_size = batch_size
+  # What can be wrong is found before anything is measured.
+  seen = _open_all(runs, split, draws)
+  for _, dataset in seen.values():
+    perceptual.check_count(dataset)
+  out = folder(out or folder(workdirs[0]) / 'evaluation')
   with giving_up_together():
     if speaks():
       check_writable(out / _RESULTS)
   results: dict[str, Metrics] = {}
   for run, dataset in seen.values():
-    rows = run.config.batch_size if batch_size is None else batch_size
     found = []
     for draw in range(draws) if draws else (None,):
       if draw:
         dataset = _open(run, split, draw)
-      found.append(evaluate_state(run.engine, run.state, dataset, batch_size=rows))
+      found.append(evaluate_state(run.engine, run.state, dataset, batch_size=run.config.batch_size))
       if metrics:
-        added = perceptual.measure(run.engine, run.state, dataset, batch_size=rows)
+        added = perceptual.measure(run.engine, run.state, dataset, batch_size=run.config.batch_size)
         # What a system measures by itself it measures in its own way, which its protocol says.
         found[-1] |= {name: value for name, value in added.items() if name not in found[-1]}
     results[run.name] = _mean_and_spread(found)
-  told = {
+  protocols = {
     name: {'dataset': dataset.fingerprint, 'examples': len(dataset)} | perceptual.protocol | run.engine.task.protocol
     for name, (run, dataset) in seen.items()
   }
   protocol = {
     **({'references': f'{draws} draws; mean and standard deviation over them'} if draws else {}),
     'checkpoints': {run.name: run.step for run in runs},
-    **joint_protocol(told),
+    **joint_protocol(protocols),
   }
   published = {run.config.task: PUBLISHED[run.config.task] for run in runs if run.config.task in PUBLISHED}
   if speaks():
