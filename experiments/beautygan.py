@@ -4,7 +4,7 @@
 
 Variants:
   code    the recipe of the public code
-  psgan   the same without the neck in the skin and for 50 epochs, as PSGAN has it; its eyes and identity are not here
+  psgan   the same without the neck in the skin and for 50 epochs, without PSGAN's own eye and identity terms
 After a comma, flags:
   paired  learn from rendered pairs by their true results alone: no adversary, no histograms
   demo    48 pixels of rendered faces, a small network: an hour on a slow core
@@ -99,7 +99,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.checkpoint_steps = 2_000
   config.keep_last = 2
   config.keep_best = 0
-  config.best_metric = ''  # The latest is the best: MT has faces to test on, and none to choose by.
+  config.best_metric = ''  # Of validation, decides which checkpoint is the best. None: MT has none to choose by.
   config.best_is = 'lowest'  # Or 'highest'.
 
   if variant == 'psgan':
@@ -129,14 +129,13 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.eval_batches = 10
     config.eval_steps = config.render_steps = 1000
     config.checkpoint_steps = 250
-    config.keep_best = 1
-    config.best_metric = 'transfer/l1'
+    config.best_metric, config.keep_best = 'transfer/l1', 1
   if 'paired' in flags:
     for term in ('adversarial', 'cycle', 'perceptual', 'identity', 'lips', 'skin', 'eyes'):
       config.loss.weights[term] = 0.0
     config.loss.paired = 20.0
     config.loss.perceptual = 'none'
-    config.best_metric = 'pasted/l1'
+    config.best_metric, config.keep_best = 'pasted/l1', 1
     if 'demo' in flags:
       config.batch_size, config.total_steps = 8, 12_000
   if 'smoke' in flags:

@@ -115,8 +115,8 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.render_steps = 10_000
   config.checkpoint_steps = 2_000
   config.keep_last = 2
-  config.keep_best = 1
-  config.best_metric = ''  # The latest is the best: MT has faces to test on, and none to choose by.
+  config.keep_best = 0
+  config.best_metric = ''  # Of validation, decides which checkpoint is the best. None: MT has none to choose by.
   config.best_is = 'lowest'  # Or 'highest'.
 
   if variant == 'paper':
@@ -156,7 +156,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.eval_batches = 10
     config.eval_steps = config.render_steps = 1000
     config.checkpoint_steps = 250
-    config.best_metric = 'transfer/l1'
+    config.best_metric, config.keep_best = 'transfer/l1', 1
   if 'paired' in flags:
     for term in config.loss.weights:
       config.loss.weights[term] = 0.0
@@ -167,7 +167,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
     config.model.passes_through = True
     config.optimizer.options.b1 = 0.9
     config.optimizer.rates = ml_collections.ConfigDict({'decoder/final': 0.05})  # Or it would blur what it passes.
-    config.best_metric = 'pasted/l1'
+    config.best_metric, config.keep_best = 'pasted/l1', 1
     if 'demo' in flags:
       config.texture.low, config.texture.high = 0.4, 0.6  # No adversary sees what edges are left.
       config.batch_size, config.total_steps = 8, 12_000

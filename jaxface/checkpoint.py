@@ -104,7 +104,8 @@ class Checkpoints:
   def restore_latest(self, abstract: TrainState, fingerprint: str) -> tuple[TrainState, int] | None:
     """The newest state that can be read, and its next batch; None where there is no checkpoint.
 
-    A checkpoint that is damaged for any process is passed over by all, with a warning. Data other than the run began
+    A checkpoint that is damaged for any process is passed over by all, with a warning, once Orbax has given up waiting
+    for that process (five minutes). Data other than the run began
     with raises UserError.
     """
     for step in reversed(self.steps):
@@ -129,13 +130,17 @@ class Checkpoints:
 
   def load_state(self, step: int, abstract: TrainState) -> TrainState:
     """The state of checkpoint `step`, restored into `abstract`."""
+    problem = 'another process cannot read it'
     try:
-      return self._orbax.load_checkpointables(step, {'state': abstract})['state']
+      loaded = self._orbax.load_checkpointables(step, {'state': abstract})['state']
     except Exception as error:
+      loaded, problem = None, _brief(error)
+    if anywhere(loaded is None):
       raise UserError(
-        f'checkpoint {self.folder / str(step)} cannot be read ({_brief(error)}); '
+        f'checkpoint {self.folder / str(step)} cannot be read ({problem}); '
         f'choose another of {self.steps} with --checkpoint'
-      ) from error
+      )
+    return loaded
 
   def _forget_after(self, step: int) -> None:
     # A damaged newer checkpoint would otherwise stand in the way of saving that step again.

@@ -83,18 +83,21 @@ def compare(runs: Opened) -> np.ndarray:
   Each run sees its own dataset. All processes of a run draw it together.
   """
   columns: dict[str, np.ndarray] = {}
+  first = next(iter(runs.values()))[1].fingerprint
   for run, dataset in runs.values():
+    # Of other data, what is given stands beside each run's own pictures.
+    own = '' if dataset.fingerprint == first else f' ({run.name})'
     rows = -(-_COMPARED_EXAMPLES // run.engine.device_count) * run.engine.device_count
     batch = next(input_pipeline.eval_batches(dataset, batch_size=rows, process=process_and_count(), limit=1))
     shown = run.engine.render(run.state, run.engine.put(batch))
     real = min(rows, len(dataset))
     task = run.engine.task
     for name in task.given:
-      columns.setdefault(name, shown[name][:real])
+      columns.setdefault(name + own, shown[name][:real])
     columns[run.name] = next(shown[name] for name in task.comparison if name in shown)[:real]
     if 'true' in shown:
       # The last column, whatever run comes next.
-      columns['true'] = columns.pop('true', shown['true'][:real])
+      columns['true' + own] = columns.pop('true' + own, shown['true'][:real])
   side = max(pictures.shape[1] for pictures in columns.values())
   enlarged = {name: _enlarged(pictures, side) for name, pictures in columns.items()}
   return figures.titled_columns(enlarged, max_rows=_COMPARED_EXAMPLES)

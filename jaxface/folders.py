@@ -69,24 +69,25 @@ def append(path: Path, text: str) -> None:
     file.write(text)
 
 
-def check_writable(path: Path, option: str = '--out') -> None:
+def check_writable(path: Path, option: str = '--out', *, of_files: bool = False) -> None:
   """Makes the folder of a file that long work is to end with; UserError where it cannot be written there.
 
-  A file that is there stays as it is. `option` is what the user has named it by.
+  A file that is there stays as it is. `option` is what the user has named it by; `of_files`: it is a folder to fill.
   """
+  file = path / 'any' if of_files else path
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
-      raise IsADirectoryError(errno.EISDIR, 'it is a folder' if path.is_dir() else 'it is no file but a device')
-    if in_object_store(path):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists() and not file.is_file():
+      raise IsADirectoryError(errno.EISDIR, 'it is a folder' if file.is_dir() else 'it is no file but a device')
+    if in_object_store(file):
       return
-    if path.exists() and not os.access(path, os.W_OK):
+    if file.exists() and not os.access(file, os.W_OK):
       raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     # What a folder's mode permits, /proc, full shares and long names still refuse.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp'):
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f'.{file.name}.', suffix='.tmp'):
       pass
   except OSError as error:
-    why = f'{path.parent} is a file' if os.path.isfile(path.parent) else error.strerror or error
+    why = f'{file.parent} is a file' if os.path.isfile(file.parent) else error.strerror or error
     raise UserError(f'cannot write {path}: {why}; choose another {option}') from error
 
 

@@ -7,9 +7,10 @@ with the state and restores onto any number of hosts (Grain's own iterator state
 """
 
 import dataclasses
+import multiprocessing
 import os
 import signal
-import weakref
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -203,11 +204,17 @@ def _with_rows(batches: grain.IterDataset | grain.MapDataset, rows: np.ndarray) 
   return batches.map(lambda batch: {**batch, 'row': rows})
 
 
-def _outlive_signals(worker: int, count: int) -> None:
-  """Ctrl-C and a scheduler's signal reach workers, too; the run still needs their batches, and ends them itself."""
+def _live_as_long_as_the_run(worker: int, count: int) -> None:
+  """Ctrl-C and a scheduler's signal reach workers, too, but the run still needs their batches; without it they end."""
   del worker, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(run: multiprocessing.process.BaseProcess) -> None:
+  run.join()
+  os._exit(1)
 
 
 def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> Iterator[NumpyBatch]:
@@ -218,7 +225,7 @@ def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> It
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    stream = stream.mp_prefetch(options, worker_init_fn=_outlive_signals)
+    stream = stream.mp_prefetch(options, worker_init_fn=_live_as_long_as_the_run)
   return iter(stream)
 
 
@@ -258,8 +265,6 @@ class TrainBatches:
       pictures = grain.experimental.ZipMapDataset(pairs).map(lambda pair: pair[0] | pair[1])
     batches = pictures.batch(len(rows))[next_batch:]
     self._iterator = _prefetched(_with_rows(batches, rows), workers)
-    # Workers that outlive signals must not be left for Python to terminate when it ends.
-    weakref.finalize(self, self._iterator.close)
 
   def __iter__(self) -> 'TrainBatches':
     return self

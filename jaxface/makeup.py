@@ -105,7 +105,7 @@ def makeup(
 
     network = load_parser(parser)
   sources = [Photos(found[side], maps[side], label_order, network) for side in found]
-  check_writable(out if one_picture else out / 'any.png')
+  check_writable(out, of_files=not one_picture)
   count = len(runs) * len(levels) * len(found['target']) * len(found['reference'])
   if not one_picture:
     written = _to_folder(runs, *sources, out, levels, paste)

@@ -88,7 +88,7 @@ class Perceptual:
   def check_count(self, dataset: input_pipeline.Dataset) -> None:
     """Raises UserError where a dataset has too few pictures for FID."""
     if 'fid' in self._metrics and not self._allow_few:
-      fid.check_count(len(dataset), instead='')
+      fid.check_count(len(dataset), kid=False)
 
   def measure(
     self, engine: JitEngine, state: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int
@@ -141,7 +141,11 @@ class Perceptual:
     self, engine: JitEngine, state: TrainState, variables: Mapping[str, PyTree], batch: Batch, before: _Weighted
   ) -> tuple[_Found, _Weighted]:
     """What a batch adds, and its last pictures; `before` are those of the batch before, with whether they count."""
+    # Several processes' rows lie device by device; here pictures follow one another as in the dataset.
+    order = jnp.argsort(batch['row'])
+    batch = {name: values[order] for name, values in batch.items()}
     compared, weight = _compared(engine, state, batch), batch['weight']
+    of_pairs = {name: weight * compared.has.get(name, 1) for name in compared.pairs}
     if compared.real is None and not compared.pairs:
       told = ', '.join(self._metrics)
       raise UserError(f'this system makes no pictures that {told} could compare; leave out --metrics')
@@ -156,10 +160,7 @@ class Perceptual:
         asked = {name: (label, levels(picture)) for name, (label, picture) in compared.asked.items()}
         continue
       if metric in _BY_EYE:
-        values |= {
-          f'{name}/{metric}': (_BY_EYE[metric](*pair), weight * compared.has.get(name, 1))
-          for name, pair in compared.pairs.items()
-        }
+        values |= {f'{name}/{metric}': (_BY_EYE[metric](*p), of_pairs[name]) for name, p in compared.pairs.items()}
         continue
       network = METRICS[metric]
       apply = functools.partial(self._networks[network].module.apply, variables[network])
@@ -179,7 +180,7 @@ class Perceptual:
         found = _over(compared.repeats, apply)
       else:
         found = _over(compared.pairs, apply)
-        counted = {name: weight * has for name, has in compared.has.items()}
+        counted = of_pairs
       values |= {f'{name}/{metric}': (of_rows, counted.get(name, weight)) for name, of_rows in found.items()}
     return (values, features, asked, weight), {name: (p[-1:], weight[-1:]) for name, p in compared.sets.items()}
 

@@ -98,7 +98,7 @@ def synthesize(
 
     given = photos.Photos(given.paths, given.label_maps, label_order, load_parser(parser))
   faces = face_drawing.see(run, asked, given)
-  check_writable(out if one_picture else out / 'any.png')
+  check_writable(out, of_files=not one_picture)
   layout_faces = [faces[path] for path in asked]
   whole = [faces.get(each, each) for each in style]
   if figure == 'reconstruction':

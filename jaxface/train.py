@@ -29,7 +29,6 @@ from jaxface.processes import check_same, giving_up_together, process_and_count,
 from jaxface.runlog import RunLog, SilentLog, read_metrics
 from jaxface.runs import engine_for, open_split
 from jaxface.state import TrainState, for_evaluation, parameter_table, size_in_bytes
-from jaxface.workdir import read_config
 
 # Two dispatches in flight keep the devices busy; more would only queue up batches in their memory.
 _IN_FLIGHT = 2
@@ -256,23 +255,28 @@ def _first_state(
 
 
 def _weights_of(config: ConfigDict, engine: Engine) -> tuple[TrainState, int]:
-  """The weights of the run `init_from`, which may have had another optimizer or no averaged copy, and their step."""
-  source = read_config(Path(config.init_from))
-  if source.task != config.task:
-    raise UserError(f'init_from={config.init_from} is a run of task {source.task!r}; this one is of {config.task!r}')
+  """The weights of the run `init_from`, which may have had another optimizer or no averaged copy, and their step.
+
+  Its task is made anew: a first stage must lie where that run's configuration says.
+  """
+  with giving_up_together():
+    source = workdirs.read_config(Path(config.init_from))
+    if source.task != config.task:
+      raise UserError(f'init_from={config.init_from} is a run of task {source.task!r}; this one is of {config.task!r}')
   source.parallel = config.parallel
-  theirs, ours = engine_for(source, training=False).abstract_saved, engine.abstract_saved
-  shapes = [
-    {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in leaves}
-    for leaves in (jax.tree_util.tree_leaves_with_path((s.params, s.model_state)) for s in (theirs, ours))
-  ]
-  if shapes[0] != shapes[1]:
-    name = next(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
-    raise UserError(
-      f'init_from={config.init_from} is of another network: {name} is {shapes[0].get(name)} there, '
-      f'{shapes[1].get(name)} here'
-    )
-  return restore_weights(Path(config.init_from), theirs)
+  abstract = engine_for(source, training=False).abstract_saved
+  theirs, ours = _shapes(abstract), _shapes(engine.abstract_saved)
+  for name in {**theirs, **ours}:
+    there, here = theirs.get(name), ours.get(name)
+    if there != here:
+      raise UserError(f'init_from={config.init_from} is of another network: {name} is {there} there, {here} here')
+  return restore_weights(Path(config.init_from), abstract)
+
+
+def _shapes(state: TrainState) -> dict[str, tuple[int, ...]]:
+  """Of all weights, by name."""
+  leaves = jax.tree_util.tree_leaves_with_path({'params': state.params, 'model_state': state.model_state})
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape for path, leaf in leaves}
 
 
 def _open_validation(

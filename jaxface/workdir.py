@@ -140,12 +140,12 @@ def _saved(workdir: Path) -> list[Path]:
 
 
 def open_run(workdir: Path, config: ConfigDict) -> ConfigDict | None:
-  """Writes `config` and the environment into `workdir`; a run of another configuration there is an error.
+  """Writes `config` and the environment into `workdir`; one that has saved with another configuration is an error.
 
-  Returns the configuration that the run there was last opened with, None for a new run.
+  Returns the configuration that the run there was last opened with, None for a run that has saved nothing yet.
   """
-  before = read_config(workdir) if (workdir / CONFIG_FILE).is_file() else None
-  if before is not None and _saved(workdir):  # Of a run that has saved nothing there is nothing to go on with.
+  before = read_config(workdir) if _saved(workdir) and (workdir / CONFIG_FILE).is_file() else None
+  if before is not None:
     changed = differences(before, config)
     if changed:
       raise UserError(

@@ -4,6 +4,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +20,7 @@ from jaxface.fields import take
 from jaxface.input_pipeline import Decode, ResidentBatches, TrainBatches, eval_batches, load_whole, open_dataset
 from jaxface.pictures import write_picture
 from jaxface.prepare import find_prepared, prepare
+from tests.smoke import REPOSITORY
 
 
 @pytest.fixture(scope='module')
@@ -94,6 +99,30 @@ def test_worker_processes_change_nothing_and_outlive_what_asks_the_run_to_stop(d
   for worker in workers:
     worker.join(timeout=30)
     assert not worker.is_alive()
+
+
+_READ_FOREVER = """
+import multiprocessing, sys, time
+from jaxface.input_pipeline import TrainBatches, open_dataset
+if __name__ == '__main__':
+  dataset = open_dataset('synthetic_faces/faces_16', 'train', ('image',), image_size=16, data_dir=sys.argv[1])
+  stream = TrainBatches(dataset, batch_size=8, seed=0, next_batch=0, process=(0, 1), workers=1)
+  next(stream)
+  print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+  time.sleep(300)
+"""
+
+
+def test_workers_do_not_outlive_the_run(data_dir, tmp_path):
+  (tmp_path / 'program.py').write_text(_READ_FOREVER)
+  command = [sys.executable, str(tmp_path / 'program.py'), str(data_dir)]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as run:
+    (worker,) = map(int, run.stdout.readline().split())
+    run.kill()
+  deadline = time.monotonic() + 60
+  while Path(f'/proc/{worker}').exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
 
 
 def test_resident_batches_follow_the_same_order(dataset):

@@ -88,6 +88,20 @@ def test_diversity_is_of_one_picture_after_the_other_whatever_the_batch(dataset,
   assert measured['half/diversity-alex'] == pytest.approx(2 * np.square(np.diff(images, axis=0)).mean(), rel=1e-4)
 
 
+class Mixed(JitEngine):
+  """Puts rows on the devices as two processes do: those of the one, then those of the other."""
+
+  def put(self, batch):
+    return super().put({name: np.concatenate([values[::2], values[1::2]]) for name, values in batch.items()})
+
+
+def test_diversity_goes_by_the_order_of_the_dataset(dataset):
+  engines = [kind(Darker(), seed=0, mesh=make_mesh(1, jax.devices())) for kind in (JitEngine, Mixed)]
+  measure = Perceptual(['diversity-alex']).measure
+  one, two = (measure(engine, jnp.float32(1), dataset, batch_size=8) for engine in engines)
+  assert two == pytest.approx(one, rel=1e-5)
+
+
 class Partial(Darker):
   """Pairs that are there in the first half of a batch only."""
 

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 
+from jaxface import figures
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs, joint_protocol
+from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
 from jaxface.runs import load_run
 from jaxface.train import NonFiniteError, train
@@ -119,7 +121,7 @@ def test_steps_left_that_are_no_whole_dispatch_are_taken(whole_run, whole_state,
   config.steps_per_dispatch, config.eval_steps, config.render_steps = 3, 0, 0  # Four steps are left: three and one.
   outcome = train(config, workdir, quiet=True)
   assert (outcome.step, outcome.finished) == (6, True)
-  # Another program rounds otherwise; see the test before.
+  # Another program rounds otherwise, and the recipe's optimizer makes much of a last digit.
   got = saved_state(workdir, config, 6).params
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, whole_state.params)
   assert [record['step'] for record in read_metrics(workdir) if 'train/loss' in record] == [1, 2, 5, 6]
@@ -228,6 +230,19 @@ def test_what_differs_between_runs_is_told_of_each():
   assert joint_protocol({'a': runs['a']}) == runs['a']
 
 
+def test_runs_of_other_data_and_size_are_compared_as_they_are(whole_run, data_dir, makeup_dir, tmp_path):
+  other = _config(makeup_dir)
+  other.data.name, other.model.image_size, other.total_steps = 'synthetic_faces/makeup_16', 16, 1
+  train(other, tmp_path / 'other', quiet=True)
+  evaluate_runs([whole_run[0], tmp_path / 'other'], checkpoint='latest', out=tmp_path)
+  told = json.loads((tmp_path / 'results.json').read_text())['protocol']
+  assert told['dataset (whole)'].startswith('synthetic_faces/faces_16/')
+  assert told['dataset (other)'].startswith('synthetic_faces/makeup_16/')
+  figure = read_picture(tmp_path / 'comparison.png')
+  # Given and made of each, at the larger size.
+  assert figure.shape[1] == figures.titled_columns({n: np.zeros((1, 16, 16, 3)) for n in 'abcd'}).shape[1]
+
+
 def test_wrong_evaluations_are_refused_before_anything_is_measured(whole_run, tmp_path, monkeypatch):
   monkeypatch.setattr('jaxface.evaluate.evaluate_state', lambda *_, **__: pytest.fail('measured'))
   (tmp_path / 'file').write_text('')
@@ -251,7 +266,7 @@ def test_what_is_no_run_of_ours_is_refused(tmp_path, text):
 def test_a_run_that_saved_nothing_may_be_configured_anew(config, tmp_path):
   workdirs.open_run(tmp_path, config)
   config.batch_size = 16
-  workdirs.open_run(tmp_path, config)
+  assert workdirs.open_run(tmp_path, config) is None
   assert workdirs.read_config(tmp_path).batch_size == 16
   (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
   config.batch_size = 8

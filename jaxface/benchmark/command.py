@@ -241,7 +241,7 @@ def benchmark(
   if out is not None:
     check_writable(out)
   if profile is not None:
-    check_writable(profile / 'any', '--profile')
+    check_writable(profile, '--profile', of_files=True)
   earlier = None if against is None else read_report(against)
   parts = _check_parts(config.task, only)
   config = for_speed(config)

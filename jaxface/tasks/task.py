@@ -20,7 +20,7 @@ class Compared(NamedTuple):
 
   Attributes:
     pairs: what should be alike, (true, made) by protocol: LPIPS.
-    has: of pairs that are one in some rows only, by protocol: [B], 1 for those rows and 0 for the others.
+    has: for pairs that exist in some rows only, by protocol: [B], 1 where they do and 0 elsewhere.
     real: what made pictures should be like as a whole.
     sets: made pictures by protocol: FID against `real`; with each other, diversity.
     persons: what should show one person, by protocol: identity.
