@@ -6,8 +6,9 @@ that goes on computes what it would have computed. It restores onto any number o
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -105,19 +106,14 @@ class Checkpoints:
     """The newest state that can be read, and its next batch; None where there is no checkpoint.
 
     A checkpoint that is damaged for any process is passed over by all, with a warning, once Orbax has given up waiting
-    for that process (five minutes). Data other than the run began
-    with raises UserError.
+    for that process (five minutes). Data other than the run began with raises UserError.
     """
     for step in reversed(self.steps):
-      problem = 'another process cannot read it'
-      try:
-        known = self._orbax.metadata(step).custom_metadata or {}
-        loaded = self._orbax.load_checkpointables(step, {'state': abstract, 'data': {'next_batch': 0}})
-      except Exception as error:  # Whatever is wrong with the files, the one before may be whole.
-        loaded, problem = None, _brief(error)
-      if anywhere(loaded is None):
+      found, problem = _by_all(self._load_with_origin, step, abstract)
+      if found is None:
         log.warning('checkpoint %s cannot be read (%s); trying the one before', self.folder / str(step), problem)
         continue
+      known, loaded = found
       if known.get('data', fingerprint) != fingerprint:
         raise UserError(
           f'the run was trained on {known["data"]} and the data is now {fingerprint}; choose another --workdir'
@@ -130,22 +126,32 @@ class Checkpoints:
 
   def load_state(self, step: int, abstract: TrainState) -> TrainState:
     """The state of checkpoint `step`, restored into `abstract`."""
-    problem = 'another process cannot read it'
-    try:
-      loaded = self._orbax.load_checkpointables(step, {'state': abstract})['state']
-    except Exception as error:
-      loaded, problem = None, _brief(error)
-    if anywhere(loaded is None):
+    loaded, problem = _by_all(self._orbax.load_checkpointables, step, {'state': abstract})
+    if loaded is None:
       raise UserError(
         f'checkpoint {self.folder / str(step)} cannot be read ({problem}); '
         f'choose another of {self.steps} with --checkpoint'
       )
-    return loaded
+    return loaded['state']
+
+  def _load_with_origin(self, step: int, abstract: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    known = self._orbax.metadata(step).custom_metadata or {}
+    return known, self._orbax.load_checkpointables(step, {'state': abstract, 'data': {'next_batch': 0}})
 
   def _forget_after(self, step: int) -> None:
     # A damaged newer checkpoint would otherwise stand in the way of saving that step again.
     for later in [other for other in self.steps if other > step]:
       self._orbax.delete(later)
+
+
+def _by_all(read: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+  """What reading gives, None where it fails in any process, and then why."""
+  problem = 'another process cannot read it'
+  try:
+    found = read(*arguments)
+  except Exception as error:  # Whatever is wrong with the files.
+    found, problem = None, _brief(error)
+  return None if anywhere(found is None) else found, problem
 
 
 def _brief(error: Exception) -> str:

@@ -132,7 +132,9 @@ class Perceptual:
     return measured
 
   def _nothing_before(self, engine: JitEngine, state: TrainState, batch: Batch) -> _Weighted:
-    """What stands before the first picture of each of the task's `sets`: one that does not count."""
+    """For diversity, what stands before the first picture of each of the task's `sets`: one that does not count."""
+    if not any(metric.startswith('diversity') for metric in self._metrics):
+      return {}
     sets = jax.eval_shape(functools.partial(_compared, engine), state, batch).sets
     nothing = {name: (jnp.zeros((1, *p.shape[1:]), p.dtype), jnp.zeros(1)) for name, p in sets.items()}
     return jax.device_put(nothing, engine.whole)
@@ -141,9 +143,6 @@ class Perceptual:
     self, engine: JitEngine, state: TrainState, variables: Mapping[str, PyTree], batch: Batch, before: _Weighted
   ) -> tuple[_Found, _Weighted]:
     """What a batch adds, and its last pictures; `before` are those of the batch before, with whether they count."""
-    # Several processes' rows lie device by device; here pictures follow one another as in the dataset.
-    order = jnp.argsort(batch['row'])
-    batch = {name: values[order] for name, values in batch.items()}
     compared, weight = _compared(engine, state, batch), batch['weight']
     of_pairs = {name: weight * compared.has.get(name, 1) for name in compared.pairs}
     if compared.real is None and not compared.pairs:
@@ -172,17 +171,27 @@ class Perceptual:
       if metric == 'identity':
         found = _over(compared.persons, _cosine(apply))
       elif metric.startswith('diversity') and not compared.repeats:
-        shifted = lambda first, all_: jnp.concatenate([first, all_[:-1]])
-        found = _over({name: (p, shifted(before[name][0], p)) for name, p in compared.sets.items()}, apply)
+        behind = functools.partial(_behind, batch['row'])
+        found = _over({name: (p, behind(before[name][0], p)) for name, p in compared.sets.items()}, apply)
         # A difference counts where both pictures do.
-        counted = {name: weight * shifted(before[name][1], weight) for name in found}
+        counted = {name: weight * behind(before[name][1], weight) for name in found}
       elif metric.startswith('diversity'):
         found = _over(compared.repeats, apply)
       else:
         found = _over(compared.pairs, apply)
         counted = of_pairs
       values |= {f'{name}/{metric}': (of_rows, counted.get(name, weight)) for name, of_rows in found.items()}
-    return (values, features, asked, weight), {name: (p[-1:], weight[-1:]) for name, p in compared.sets.items()}
+    last = jnp.argmax(batch['row'])[None]
+    return (values, features, asked, weight), {name: (compared.sets[name][last], weight[last]) for name in before}
+
+
+def _behind(row: jax.Array, first: jax.Array, values: jax.Array) -> jax.Array:
+  """For each row [B, ...] the one before it in the dataset, for row 0 `first` [1, ...].
+
+  By `row` [B], each one's number: those of several processes lie device by device.
+  """
+  before = values[jnp.argsort(row)[row - 1]]
+  return jnp.where((row == 0).reshape((-1,) + (1,) * (values.ndim - 1)), first, before)
 
 
 def _parser_for(metrics: Sequence[str], workdir: Path | None) -> Parser | None:

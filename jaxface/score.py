@@ -120,9 +120,9 @@ def score(
       sides.append(Path(where))
     else:
       sides.append(_resized(open_pictures(where, data_dir=data_dir), resize))
-  if save_statistics is not None and isinstance(sides[0], Path):
-    raise UserError(f'--save-statistics is of the real pictures, and {sides[0]} has theirs already; leave it out')
   if save_statistics is not None:
+    if isinstance(sides[0], Path):
+      raise UserError(f'--save-statistics is of the real pictures, and {sides[0]} has theirs already; leave it out')
     check_writable(Path(save_statistics), '--save-statistics')
   found = Score(
     protocol={
