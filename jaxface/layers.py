@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxface import conv
+from jaxface.meshes import gather_from_own_rows
 
 Dtype = jnp.dtype | type
 
@@ -70,22 +71,28 @@ class ConvTranspose3x3(nn.Module):
     return conv.conv_transpose3x3(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), odd=self.odd), bias
 
 
-def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
-  """Mean of every channel over the whole batch, float32 [C]."""
-  local = x.mean(tuple(range(x.ndim - 1)))
-  return local if axis_name is None else lax.pmean(local, axis_name)
-
-
 def _wide(vector: jax.Array, like: jax.Array) -> jax.Array:
   return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-  """Mean and biased variance of every channel, float32 [C]."""
+  """Mean and biased variance of every channel over the whole batch, float32 [C]; devices exchange both at once."""
+  if axis_name is None:
+    found = gather_from_own_rows(_moments_of_part, x)
+  else:
+    found = lax.all_gather(_moments_of_part(x), axis_name, tiled=True)
+  means, variances = found[:, 0], found[:, 1]
+  mean = means.mean(0)
+  return mean, (variances + jnp.square(means - mean[None])).mean(0)
+
+
+def _moments_of_part(x: jax.Array) -> jax.Array:
+  """Mean and biased variance of every channel over the rows of one device, float32 [1, 2, C]."""
   x = x.astype(jnp.float32)
-  mean = _mean(x, axis_name)
+  pixels = tuple(range(x.ndim - 1))
+  mean = x.mean(pixels)
   # Two passes: E[x^2] - E[x]^2 loses the variance of a channel that hardly varies.
-  return mean, _mean(jnp.square(x - _wide(mean, x)), axis_name)
+  return jnp.stack([mean, jnp.square(x - _wide(mean, x)).mean(pixels)])[None]
 
 
 class BatchNorm(nn.Module):

@@ -86,6 +86,15 @@ def on_own_rows(
   return jax.shard_map(function, in_specs=specs, out_specs=cut, check_vma=check_vma)(*rows, *shared)
 
 
+def gather_from_own_rows(function: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
+  """What `function` finds of the rows on each device, [1, ...], put together on all of them, [devices, ...].
+
+  Outside a step of an engine, and for rows that do not divide over the devices, one device counts as having them all.
+  """
+  found = on_own_rows(function, [rows], [])
+  return jax.lax.with_sharding_constraint(found, PartitionSpec()) if _parts() > 1 else found
+
+
 def _parts() -> int:
   """Into how many parts a batch's rows are cut where this is traced."""
   mesh = jax.sharding.get_abstract_mesh()

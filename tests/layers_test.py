@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxface.aot.hlo import by_kind, collectives
 from jaxface.layers import BatchNorm, BatchNormElu, Conv3x3, ConvTranspose3x3
+from jaxface.meshes import BATCH_AXES, make_mesh
 
 # Two of the channels hardly vary about a mean far from 0, where a one-pass variance would fail.
 X = np.random.default_rng(0).standard_normal((8, 3, 2, 5)).astype(np.float32) * (1, 2, 1e-2, 1e-2, 0.5)
@@ -106,7 +108,7 @@ def test_batch_norm_elu_is_batch_norm_then_elu_in_value_and_derivatives(train):
 
 @pytest.mark.parametrize('kind', [BatchNorm, BatchNormElu])
 def test_replicas_share_statistics_and_gradients(kind):
-  """Four `pmap` replicas, and a batch sharded over four devices under `jit`, compute what one device computes."""
+  """Four `pmap` replicas, and four devices in an engine's step, compute what one device computes."""
   variables = _variables(kind())
   weights = np.random.default_rng(2).standard_normal(X.shape).astype(np.float32)
 
@@ -123,10 +125,20 @@ def test_replicas_share_statistics_and_gradients(kind):
   replicas = jax.pmap(lambda *a: step(kind(axis_name='replicas'), *a), 'replicas', in_axes=(None, 0, 0))(
     variables['params'], split(X), split(weights)
   )
-  rows = NamedSharding(Mesh(jax.devices()[:4], 'data'), P('data'))
-  sharded = jax.jit(lambda *a: step(kind(), *a))(variables['params'], *jax.device_put((X, weights), rows))
+  mesh = make_mesh(2, jax.devices()[:4])
+
+  def in_engine(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step(kind(), *arguments)
+
+  rows = jax.device_put((X, weights), NamedSharding(mesh, P(BATCH_AXES)))
+  program = jax.jit(in_engine).lower(variables['params'], *rows).compile()
+  # Both statistics at once, and all sums of the gradient.
+  exchanges = by_kind(collectives(program.as_text()))
+  assert {kind: each['count'] for kind, each in exchanges.items()} == {'all-gather': 1, 'all-reduce': 1}
+  assert exchanges['all-gather']['bytes'] == 4 * 2 * 5 * 4
   replicas = (jax.tree.map(lambda t: t.sum(0), replicas[0]), replicas[1].reshape(X.shape), replicas[2])
-  for other in (replicas, sharded):
+  for other in (replicas, program(variables['params'], *rows)):
     for a, b in zip(jax.tree.leaves(other), jax.tree.leaves((dparams, dx, new)), strict=True):
       np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-3, atol=1e-3 * np.abs(b).max())
 
