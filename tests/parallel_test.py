@@ -214,18 +214,28 @@ class _Layers(nn.Module):
 def test_kernels_travel_and_features_stay():
   mesh = make_mesh(4, jax.devices()[:4])
   rows, cut = NamedSharding(mesh, P(BATCH_AXES)), lambda leaf: NamedSharding(mesh, P(*[None] * (leaf.ndim - 1), 'fsdp'))
-  x, t = (jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows) for shape in ((8, 8, 8, 64), (8, 64)))
-  params = jax.eval_shape(_Layers().init, jax.random.key(0), x, t)
+  rng = np.random.default_rng(0)
+  x, t = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 8, 8, 64), (8, 64)))
+  params = jax.jit(_Layers().init)(jax.random.key(0), x, t)
   cuts = jax.tree.map(lambda leaf: cut(leaf) if leaf.ndim > 1 else NamedSharding(mesh, P()), params)
-  params = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), params, cuts)
 
   def slope(params, x, t):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return jax.grad(lambda params: jnp.square(_Layers().apply(params, x, t)).mean())(params)
+    return jax.grad(lambda params: jnp.square(_Layers().apply(params, x, t)).mean())(params)
 
-  exchanges = by_kind(collectives(jax.jit(slope, out_shardings=cuts).lower(params, x, t).compile().as_text()))
+  def in_engine(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return slope(*arguments)
+
+  arguments = jax.device_put((params, x, t), (cuts, rows, rows))
+  lowered = jax.jit(in_engine, out_shardings=cuts).lower(*arguments)
+  # The four kernels are asked for whole, their gradients are not.
+  assert lowered.as_text().count('sharding_constraint') == 4
+  program = lowered.compile()
+  exchanges = by_kind(collectives(program.as_text()))
   assert exchanges.keys() <= {'all-gather', 'all-reduce', 'reduce-scatter'}
   assert exchanges['all-gather']['count'] == 4
+  for actual, expected in zip(*map(jax.tree.leaves, (program(*arguments), jax.jit(slope)(params, x, t))), strict=True):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_wrong_numbers_say_the_right_ones():

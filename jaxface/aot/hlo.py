@@ -18,6 +18,8 @@ _CHANNEL = re.compile(r'channel_id=(\d+)')
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 # The TPU's compiler puts an exchange into fusions with the work that runs meanwhile.
 AMONG_WORK = 'async_collective_fusion'
+# And writes a reduce-scatter as a fusion of an all-reduce and what each device takes of it.
+_CUT = 'all-reduce-scatter'
 # The GPU's compiler begins all of them apart, and notes where nothing runs meanwhile.
 _WAITS = '"is_sync":true'
 
@@ -74,12 +76,15 @@ def collectives(text: str) -> list[Collective]:
     if operation is None:
       continue
     shapes, kind, start = operation.groups()
+    size = _size(kind, shapes, bool(start), line)
+    kind = 'reduce-scatter' if computation.startswith(_CUT) else kind
     channel = _CHANNEL.search(line)
-    # One exchange is written once for each piece of work that it runs among, always on the same channel.
-    key = channel[1] if channel else f'{computation} {len(found)}'
+    # One exchange is written once for each piece of work that it runs among, always on the same channel; others,
+    # of another kind or size, may have that, too.
+    key = f'{channel[1]} {kind} {size}' if channel else f'{computation} {len(found)}'
     begun = bool(start) and _WAITS not in line
     overlapped = begun or computation.startswith(AMONG_WORK) or (key in found and found[key].overlapped)
-    found[key] = Collective(kind, _size(kind, shapes, bool(start), line), overlapped, _source(line))
+    found[key] = Collective(kind, size, overlapped, _source(line))
   return list(found.values())
 
 

@@ -32,6 +32,11 @@ ENTRY %main.319_spmd (param.1: s32[], param.2: f32[512]) -> f32[] {
   %reduce-scatter.4 = f32[16,8]{1,0} reduce-scatter(%e), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'a'}
   %while.1 = (s32[], f32[8]) while(%t), condition=%c, body=%b
 }
+
+%all-reduce-scatter.5 (input: bf16[64,128]) -> bf16[16,128] {
+  %all-reduce.5 = bf16[64,128]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=3, to_apply=%add
+  %dynamic-slice.5 = bf16[16,128]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.5, %i, %zero)
+}
 """
 
 
@@ -46,8 +51,9 @@ def test_what_a_tpu_program_exchanges():
     'overlapped': 1,
     'overlapped_bytes': 8 * 4,
   }
-  # What is cut: four devices' pieces.
-  assert found['reduce-scatter']['bytes'] == 4 * 16 * 8 * 4
+  # What is cut: four devices' pieces; and what a fusion takes its part of, on a channel that a sum has, too.
+  assert found['reduce-scatter']['count'] == 2
+  assert found['reduce-scatter']['bytes'] == 4 * 16 * 8 * 4 + 64 * 128 * 2
   assert hlo.loops(_TPU_PROGRAM) == 1
 
 
