@@ -6,6 +6,7 @@ that goes on computes what it would have computed. It restores onto any number o
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,7 @@ class Checkpoints:
         log.warning('checkpoint %s cannot be read (%s); trying the one before', self.folder / str(step), problem)
         continue
       known, loaded = found
-      if known.get('data', fingerprint) != fingerprint:
-        raise UserError(
-          f'the run was trained on {known["data"]} and the data is now {fingerprint}; choose another --workdir'
-        )
+      _check_data(known.get('data', fingerprint), fingerprint)
       self._forget_after(step)
       return loaded['state'], int(loaded['data']['next_batch'])
     if self.steps:
@@ -152,6 +150,15 @@ def _by_all(read: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
   except Exception as error:  # Whatever is wrong with the files.
     found, problem = None, _brief(error)
   return None if anywhere(found is None) else found, problem
+
+
+def _check_data(known: str, now: str) -> None:
+  # Older runs noted no digits of what their data was made of.
+  alike = now if '#' in known else re.sub('#[0-9a-f]+', '', now)
+  if known != alike:
+    same_name = known.partition('#')[0] == now.partition('#')[0]
+    changed = 'prepared otherwise since: ' if same_name else ''
+    raise UserError(f'the run was trained on {known} and the data is now {changed}{now}; choose another --workdir')
 
 
 def _brief(error: Exception) -> str:

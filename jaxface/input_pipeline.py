@@ -24,7 +24,7 @@ from jaxface import labels
 from jaxface.errors import UserError
 from jaxface.fields import FIELDS, REFERENCE
 from jaxface.prepare import find_prepared
-from jaxface.records import open_records
+from jaxface.records import content, open_records
 
 Record = Mapping[str, Any]
 NumpyBatch = dict[str, np.ndarray]
@@ -112,7 +112,8 @@ class Dataset:
   source: Sequence[Record]
   decode: Decode
   name: str
-  fingerprint: str  # Name, version, split and length: a run may only go on with the data it began with.
+  # Name, version, split, length, and digits of what it was made of: a run may only go on with the data it began with.
+  fingerprint: str
   companion: Companion | None = None
 
   def __len__(self) -> int:
@@ -188,7 +189,7 @@ def _open_split(
       'prepare it with --labels, or train a variant without masks' if missing == ['label'] else 'choose another dataset'
     )
     raise UserError(f'dataset {name} has no {" and no ".join(missing)}; {way_out}')
-  return open_records(builder, split, stored), f'{builder.info.full_name}/{split}/{counts[split]}'
+  return open_records(builder, split, stored), f'{builder.info.full_name}/{split}/{counts[split]}#{content(builder)}'
 
 
 def _order(source: Any, seed: int) -> grain.MapDataset:

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,28 @@ def test_batches_are_uint8_and_repeatable(dataset):
   np.testing.assert_array_equal(batches[0]['row'], np.arange(8))
   _assert_same(_take(_stream(dataset), 9), batches)
   assert not np.array_equal(next(_stream(dataset, seed=1))['image'], batches[0]['image'])
+
+
+def test_data_made_with_other_options_are_other_data(tmp_path):
+  found = {}
+  for name, seed in (('a', 0), ('b', 0), ('c', 7)):
+    prepare('synthetic_faces', size=16, count=30, seed=seed, data_dir=tmp_path / name)
+    faces = open_dataset('synthetic_faces/faces_16', 'train', ('image',), image_size=16, data_dir=tmp_path / name)
+    found[name] = faces.fingerprint
+  assert re.fullmatch(r'synthetic_faces/faces_16/[\d.]+/train/24#[0-9a-f]{8}', found['a'])
+  assert found['a'] == found['b'] != found['c']
+
+
+@pytest.mark.parametrize('length', [None, 1000])
+def test_a_dataset_that_was_copied_in_part_says_so(tmp_path, length):
+  folder = prepare('synthetic_faces', size=16, count=30, data_dir=tmp_path).path
+  (file,) = folder.glob('*-train.*')
+  data = file.read_bytes()
+  file.unlink()
+  if length:
+    file.write_bytes(data[:length])
+  with pytest.raises(UserError, match=r'-train.*: 0 of 24 records are there; copy the dataset again'):
+    open_dataset('synthetic_faces/faces_16', 'train', ('image',), image_size=16, data_dir=tmp_path)
 
 
 def test_every_epoch_has_every_example_once_in_another_order(dataset):

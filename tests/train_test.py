@@ -17,6 +17,7 @@ from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs, joint_protocol
+from jaxface.input_pipeline import open_dataset
 from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
 from jaxface.runs import load_run
@@ -92,6 +93,29 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole_run, whole_state, tmp_pat
   _assert_same_bits(saved_state(workdir, config, 6), whole_state)
   strip = lambda records: [{k: v for k, v in r.items() if 'second' not in k} for r in records]
   assert strip(read_metrics(workdir)) == strip(read_metrics(whole_run[0]))
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(whole_run, data_dir):
+  config = whole_run[1]
+  abstract = shared_engine(config).abstract_saved
+  began_with = open_dataset(
+    config.data.name, config.data.train_split, ('image',), image_size=TINY, data_dir=data_dir
+  ).fingerprint
+  with Checkpoints(whole_run[0], read_only=True) as checkpoints:
+    with pytest.raises(UserError, match=f'trained on {began_with} and the data is now prepared otherwise since'):
+      checkpoints.restore_latest(abstract, began_with[:-8] + '00000000')
+    with pytest.raises(UserError, match='and the data is now face_folder/mine'):
+      checkpoints.restore_latest(abstract, 'face_folder/mine/1.0.0/train/32#00000000')
+
+
+def test_runs_of_before_data_had_digits_go_on(config, tmp_path):
+  engine = shared_engine(config)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, engine.to_saved(engine.init()), next_batch=1, fingerprint='faces/1.0.0/train/32')
+    checkpoints.wait()
+    assert checkpoints.restore_latest(engine.abstract_saved, 'faces/1.0.0/train/32#01234567')[1] == 1
+    with pytest.raises(UserError, match='choose another --workdir'):
+      checkpoints.restore_latest(engine.abstract_saved, 'faces/1.0.0/train/33#01234567')
 
 
 def test_a_run_goes_on_on_other_devices_and_by_pmap(whole_run, whole_state, tmp_path):
