@@ -103,6 +103,7 @@ def score(
   UserError for unknown metrics, sets that cannot be read or paired, missing weights, too few pictures, and statistics
   that could not be written.
   """
+  metrics = tuple(dict.fromkeys(metrics))
   unknown = [name for name in metrics if name not in METRICS]
   if unknown or not metrics:
     raise UserError(f'unknown metric {", ".join(unknown) or "(none)"}; choose from {", ".join(METRICS)}')
@@ -115,7 +116,7 @@ def score(
   sides = []
   for where in (real, fake):
     if os.fspath(where).endswith('.npz'):
-      if list(metrics) != ['fid']:
+      if metrics != ('fid',):
         raise UserError(f'{where}: statistics serve FID alone; for {", ".join(metrics)} name the pictures')
       sides.append(Path(where))
     else:
@@ -180,7 +181,8 @@ def score_labels(
     'prediction': f'{b.name} ({orders[1]} order)',
     'label maps': f'{count:,} pairs' + ', left and right united' * unite_sides,
   }
-  details = {'miou': f'mean over {len(there)} classes of {labels.NUM_CLASSES}; the others are in no label map'}
+  possible = len(set(labels.UNITED)) if unite_sides else labels.NUM_CLASSES
+  details = {'miou': f'mean over {len(there)} classes of {possible}; the others are in no label map'}
   return Score(protocol, results, details, skipped.names)
 
 
@@ -195,7 +197,8 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   command.add_argument('--metrics', default='fid', help=f'comma-separated, of {", ".join(METRICS)}; default fid')
   command.add_argument('--labels', action='store_true', help='REAL and FAKE are label maps: mIoU, accuracy, F1')
   command.add_argument('--label-order', nargs='+', choices=labels.ORDERS, default=['celebamask_hq'], metavar='ORDER',
-                       help='order of classes, one for both or two: celebamask_hq (default) or bisenet')  # fmt: skip
+                       help=f'order of classes, one for both or two: {", ".join(labels.ORDERS)}; default '
+                       'celebamask_hq')  # fmt: skip
   command.add_argument('--unite-sides', action='store_true', help='left and right eyes, brows and ears as one class')
   command.add_argument('--resize', type=int, metavar='N', help='resize all pictures to NxN first')
   command.add_argument('--ssim-window', type=int, default=11, metavar='N', help='of ssim and ms_ssim, default 11')

@@ -95,6 +95,12 @@ def test_numbers_are_those_of_the_metrics(images, folders):
   assert json.loads(result.to_json())['results'] == result.results
 
 
+def test_a_metric_named_twice_counts_once(folders):
+  once, twice = (score.score(*folders, metrics=metrics) for metrics in (['psnr'], ['psnr', 'psnr']))
+  assert twice.protocol['pairs'] == once.protocol['pairs'] == '11'
+  assert twice.results == once.results
+
+
 def test_statistics_are_saved_and_serve_as_the_real_side(folders, tmp_path):
   saved = tmp_path / 'real.npz'
   whole = score.score(*folders, allow_few=True, save_statistics=saved)
@@ -218,6 +224,7 @@ def test_sides_can_be_united(tmp_path):
   assert united['miou'] == 1
   # Eyes, brows and ears; the lower lip has no other side.
   assert len([name for name in united if name.startswith('iou/')]) == 19 - 3
+  assert score.score_labels(*folders, unite_sides=True).details['miou'].startswith('mean over 16 classes of 16;')
   assert {'iou/eye', 'iou/brow', 'iou/ear', 'iou/l_lip', 'iou/ear_r'} <= united.keys()
 
 
