@@ -81,13 +81,21 @@ class Checkpoints:
     return min(scored, key=lambda c: c.metrics[_BEST]).step if scored else None
 
   def save(
-    self, step: int, state: TrainState, next_batch: int, fingerprint: str | None, score: float | None = None
+    self,
+    step: int,
+    state: TrainState,
+    next_batch: int,
+    fingerprint: str | None,
+    score: float | None = None,
+    *,
+    again: bool = False,
   ) -> None:
     """Copies the state off the devices and writes it in the background.
 
-    `fingerprint` names the data the run is bound to (None: any); the lowest `score` is the best.
+    `fingerprint` names the data the run is bound to (None: any); the lowest `score` is the best. A step that is there
+    already stays as it is; with `again` it is replaced.
     """
-    if step in self.steps:
+    if step in self.steps and not again:
       return
     with _disk_errors_are_the_users(self.folder):
       self._orbax.save_checkpointables_async(
@@ -96,6 +104,7 @@ class Checkpoints:
         metrics=None if score is None else {_BEST: float(score)},
         custom_metadata=None if fingerprint is None else {'data': fingerprint},
         force=True,
+        overwrite=again,
       )
 
   def wait(self) -> None:

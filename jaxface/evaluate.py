@@ -1,7 +1,7 @@
 """Evaluation: exact means over a split, whatever its length and the number of devices; tables and comparisons."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -28,15 +28,24 @@ Opened = Mapping[str, tuple[Run, input_pipeline.Dataset]]
 
 
 def evaluate_state(
-  engine: Engine, current: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int, limit: int = 0
-) -> Metrics:
+  engine: Engine,
+  current: TrainState,
+  dataset: input_pipeline.Dataset,
+  *,
+  batch_size: int,
+  limit: int = 0,
+  stop: Callable[[], bool] = lambda: False,
+) -> Metrics | None:
   """The task's metrics over every example of `dataset` (over the first `limit` batches where given).
 
   The last batch is filled up and the filling is not counted. Sums are exact: float32 within a batch, float64 over all.
+  None where `stop`, which is asked before every batch, says so.
   """
   light = for_evaluation(current)
   sums: dict[str, np.ndarray] = {}
   for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process_and_count(), limit=limit):
+    if stop():
+      return None
     host = engine.metrics_on_host(engine.eval_step(light, engine.put(batch)))
     for name, value in host.items():
       sums[name] = sums.get(name, 0) + np.asarray(value, np.float64)

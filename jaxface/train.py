@@ -25,7 +25,7 @@ from jaxface.evaluate import evaluate_state
 from jaxface.folders import folder, written_locally
 from jaxface.optimizers import ENDING_DECAYS
 from jaxface.parallel import Batch, Engine, check_batch_size
-from jaxface.processes import check_same, giving_up_together, process_and_count, speaks
+from jaxface.processes import anywhere, check_same, giving_up_together, process_and_count, speaks
 from jaxface.runlog import RunLog, SilentLog, read_metrics
 from jaxface.runs import engine_for, open_split
 from jaxface.state import TrainState, for_evaluation, parameter_table, size_in_bytes
@@ -75,11 +75,14 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
     state, first_step, origin = _first_state(config, engine, checkpoints, train_set)
     log = stack.enter_context(_make_log(config, workdir, first_step, quiet))
     log.say(origin)
-    if first_step >= config.total_steps:
+    validation_set, examples = _open_validation(config, engine, train_set, log)
+    missed = validation_set is not None and _validation_was_missed(config, workdir, first_step)
+    if first_step >= config.total_steps and not missed:
       log.say(f'nothing to do: trained to step {first_step}; raise --config.total_steps to go on')
       return Outcome(first_step, True, _last_validation(workdir))
     try:
-      outcome = _loop(config, engine, train_set, state, first_step, checkpoints, stop, log)
+      loop = _Loop(config, engine, train_set, validation_set, examples, checkpoints, stop, log)
+      outcome = loop.run(state, first_step, missed)
     except NonFiniteError as error:
       kept = f'step {checkpoints.steps[-1]} is kept' if checkpoints.steps else 'there was none yet'
       raise NonFiniteError(
@@ -91,61 +94,95 @@ def train(config: ConfigDict, workdir: Path, *, quiet: bool = False) -> Outcome:
   return outcome
 
 
-def _loop(
-  config: ConfigDict,
-  engine: Engine,
-  train_set: input_pipeline.Dataset,
-  state: TrainState,
-  first_step: int,
-  checkpoints: Checkpoints,
-  stop: 'StopRequest',
-  log: RunLog,
-) -> Outcome:
-  """From `first_step` to the end, or to a request to stop."""
-  validation_set, examples = _open_validation(config, engine, train_set, log)
-  stream = _open_stream(config, engine, train_set, first_step)  # Batch t is what step t + 1 learns from.
-  pending = _Pending(engine)
-  metrics: dict[str, float] = {}
-  step = first_step
-  log.pause()  # The first dispatch compiles.
-  for steps, batches in _ahead(stream, engine, config.steps_per_dispatch, config.total_steps - first_step):
-    before, step = step, step + steps
-    state, device_metrics = engine.train_step(state, batches, engine.dataset)
-    pending.add(step, steps, device_metrics)
-    log.advance(step)
-    due = _what_is_due(config, before, step, first=before == first_step, stop=stop.agreed())
-    if due.log:
-      metrics = pending.read()
-      log.scalars(step, {f'train/{name}': value for name, value in metrics.items()} | log.speed(step))
-    if due.pause:
-      log.pause()
-      score = None
-      if due.evaluate and validation_set is not None:
-        metrics = evaluate_state(engine, state, validation_set, batch_size=config.batch_size, limit=config.eval_batches)
-        log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
-        score = metrics[config.best_metric] * _BEST_IS[config.best_is] if config.best_metric else None
-      if due.render:
-        log.pictures(step, engine.render(for_evaluation(state), examples))
-      if due.save:
-        checkpoints.save(step, engine.to_saved(state), step, train_set.fingerprint, score)
-      log.resume(step)
-    if due.stop:
-      checkpoints.wait()
-      log.say(f'asked to stop: saved at step {step}; say the same command again to go on')
-      return Outcome(step, False, metrics)
-  return Outcome(step, True, metrics)
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+  """Trains from one step to the end, or to a request to stop; `examples` are what it draws now and then."""
+
+  config: ConfigDict
+  engine: Engine
+  train_set: input_pipeline.Dataset
+  validation_set: input_pipeline.Dataset | None
+  examples: Batch
+  checkpoints: Checkpoints
+  stop: 'StopRequest'
+  log: RunLog
+
+  def run(self, state: TrainState, first_step: int, missed: bool) -> Outcome:
+    """From `first_step` on, whose validation comes first where it was `missed`."""
+    config, engine, log = self.config, self.engine, self.log
+    metrics: dict[str, float] = {}
+    if missed:
+      metrics, stop = self._look(state, first_step, _Due(evaluate=True, render=True), again=True)
+      if stop:
+        return self._stopped(first_step, metrics)
+    stream = _open_stream(config, engine, self.train_set, first_step)  # Batch t is what step t + 1 learns from.
+    pending = _Pending(engine)
+    step, compiled_for = first_step, 0
+    for steps, batches in _ahead(stream, engine, config.steps_per_dispatch, config.total_steps - first_step):
+      first = steps != compiled_for
+      if first:
+        log.pause()  # It compiles.
+      before, step, compiled_for = step, step + steps, steps
+      state, device_metrics = engine.train_step(state, batches, engine.dataset)
+      pending.add(step, steps, device_metrics)
+      log.advance(step)
+      stop = self.stop.agreed()
+      due = _what_is_due(config, before, step, first=first, stop=stop)
+      if due.log:
+        metrics = pending.read()
+        log.scalars(step, {f'train/{name}': value for name, value in metrics.items()} | log.speed(step))
+      if due.pause:
+        log.pause()
+        found, stop = self._look(state, step, due)
+        metrics = found or metrics
+        log.resume(step)
+      if stop:
+        return self._stopped(step, metrics)
+    return Outcome(step, True, metrics)
+
+  def _stopped(self, step: int, metrics: dict[str, float]) -> Outcome:
+    self.checkpoints.wait()
+    self.log.say(f'asked to stop: saved at step {step}; say the same command again to go on')
+    return Outcome(step, False, metrics)
+
+  def _look(self, state: TrainState, step: int, due: '_Due', *, again: bool = False) -> tuple[dict[str, float], bool]:
+    """Validates, saves and draws as is due; returns validation's metrics, and whether to stop: then it only saves.
+
+    `again` is of a state that is saved already, without its score.
+    """
+    config, engine = self.config, self.engine
+    metrics, score = None, None
+    if due.evaluate and self.validation_set is not None:
+      metrics = evaluate_state(
+        engine,
+        state,
+        self.validation_set,
+        batch_size=config.batch_size,
+        limit=config.eval_batches,
+        stop=self.stop.agreed,
+      )
+    if metrics is not None:
+      self.log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
+      score = metrics[config.best_metric] * _BEST_IS[config.best_is] if config.best_metric else None
+    stop = self.stop.agreed()
+    # Before it is drawn, which may take longer than a scheduler waits.
+    if due.save or stop or score is not None:
+      saved = engine.to_saved(state)
+      self.checkpoints.save(step, saved, step, self.train_set.fingerprint, score, again=again and score is not None)
+    if due.render and not stop:
+      self.log.pictures(step, engine.render(for_evaluation(state), self.examples))
+    return metrics or {}, stop
 
 
 @dataclasses.dataclass(frozen=True)
 class _Due:
   """What there is to do after a dispatch, beside training on."""
 
-  log: bool
-  evaluate: bool
-  render: bool
-  save: bool
-  pause: bool
-  stop: bool
+  log: bool = False
+  evaluate: bool = False
+  render: bool = False
+  save: bool = False
+  pause: bool = False
 
 
 def _what_is_due(config: ConfigDict, before: int, step: int, *, first: bool, stop: bool) -> _Due:
@@ -160,7 +197,17 @@ def _what_is_due(config: ConfigDict, before: int, step: int, *, first: bool, sto
   save = stop or evaluate or crossed(config.checkpoint_steps)
   # Metrics are read before a checkpoint is written: a state whose loss is no number must not replace a good one.
   log = first or save or crossed(config.log_steps)
-  return _Due(log, evaluate, render, save, pause=first or evaluate or render or save, stop=stop)
+  return _Due(log, evaluate, render, save, pause=first or evaluate or render or save)
+
+
+def _validation_was_missed(config: ConfigDict, workdir: Path, step: int) -> bool:
+  """Whether validation was due at the step that a run goes on from, where it had been stopped."""
+  before = max(step - config.steps_per_dispatch, 0)
+  if step == 0 or not _what_is_due(config, before, step, first=False, stop=False).evaluate:
+    return False
+  records = read_metrics(workdir) if speaks() else ()
+  done = any(record['step'] == step and any(name.startswith('validation/') for name in record) for record in records)
+  return anywhere(speaks() and not done)
 
 
 class StopRequest:
@@ -190,11 +237,11 @@ class StopRequest:
 
   def agreed(self) -> bool:
     """Whether to stop now; several processes must ask equally often, and all are answered alike."""
-    if jax.process_count() == 1:
-      return self._asked
-    # JAX lets them meet at the number behind the highest that any has said, so none may be left out.
-    self._times_asked += 1
-    return multihost_utils.reached_preemption_sync_point(self._times_asked)
+    if jax.process_count() > 1 and not self._asked:
+      # JAX lets them meet at the number behind the highest that any has said, so none may be left out.
+      self._times_asked += 1
+      self._asked = multihost_utils.reached_preemption_sync_point(self._times_asked)
+    return self._asked
 
 
 def _check_numbers(config: ConfigDict, engine: Engine) -> None:

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import functools
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -16,7 +18,7 @@ from jaxface import figures
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
-from jaxface.evaluate import evaluate_runs, joint_protocol
+from jaxface.evaluate import evaluate_runs, evaluate_state, joint_protocol
 from jaxface.input_pipeline import open_dataset
 from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
@@ -93,6 +95,34 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole_run, whole_state, tmp_pat
   _assert_same_bits(saved_state(workdir, config, 6), whole_state)
   strip = lambda records: [{k: v for k, v in r.items() if 'second' not in k} for r in records]
   assert strip(read_metrics(workdir)) == strip(read_metrics(whole_run[0]))
+
+
+@pytest.mark.parametrize('stopped_at', [4, 6])
+def test_stopped_in_validation_it_saves_and_validates_when_it_goes_on(whole_run, tmp_path, monkeypatch, stopped_at):
+  workdir, config = _cut(whole_run, tmp_path, stopped_at - 2), whole_run[1]
+
+  def validate(engine, state, *arguments, **options):
+    if int(state.step) == stopped_at:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate_state(engine, state, *arguments, **options)
+
+  with monkeypatch.context() as patched:
+    patched.setattr('jaxface.train.evaluate_state', validate)
+    outcome = train(config, workdir, quiet=True)
+  assert (outcome.step, outcome.finished) == (stopped_at, False)
+  assert 'validation/loss' not in read_metrics(workdir)[-1]
+  with Checkpoints(workdir, read_only=True) as checkpoints:
+    assert checkpoints.steps[-1] == stopped_at
+
+  outcome = train(config, workdir, quiet=True)
+  assert (outcome.step, outcome.finished) == (6, True)
+  without_speed = lambda run: [{k: v for k, v in r.items() if 'second' not in k} for r in read_metrics(run)]
+  assert without_speed(workdir) == without_speed(whole_run[0])
+  names = [{path.name for path in (run / 'pictures').iterdir()} for run in (workdir, whole_run[0])]
+  assert names[0] == names[1]
+  with Checkpoints(workdir, read_only=True) as ours, Checkpoints(whole_run[0], read_only=True) as expected:
+    assert (ours.steps, ours.best_step) == (expected.steps, expected.best_step)
+  assert train(config, workdir, quiet=True).metrics == outcome.metrics
 
 
 def test_a_run_goes_on_only_with_the_data_it_began_with(whole_run, data_dir):
