@@ -248,7 +248,9 @@ class JitEngine:
       # With several processes, a batch lies in the order of the devices that hold it.
       order = jnp.argsort(batch['row'])
       with self.known_mesh():
-        return self.task.render(state, {name: values[order] for name, values in batch.items()}, key)
+        # Said again: put in order, all rows would be drawn on every device.
+        rows = jax.lax.with_sharding_constraint({name: values[order] for name, values in batch.items()}, self.rows)
+        return self.task.render(state, rows, key)
 
     return jax.jit(render, in_shardings=(self._eval_sharding, self.rows, self.whole), out_shardings=self.whole)
 

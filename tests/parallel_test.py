@@ -1,6 +1,7 @@
 """One step, many ways to run it: all must compute the same."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -163,6 +164,13 @@ def test_evaluation_sums_count_only_real_rows(measured, mode):
     np.testing.assert_allclose(sums[name], value, rtol=2e-5, err_msg=name)
   for name, value in expected_pictures.items():
     np.testing.assert_allclose(pictures[name], value, atol=2e-5, err_msg=name)
+
+
+def test_pictures_are_drawn_by_the_devices_that_have_them():
+  engine = _engine('jit', 8)
+  given = for_evaluation(engine.init()), engine.put(_batch(0)), jax.random.key(0)
+  convolutions = re.findall(r'= f32\[(\d+),[\d,]+\]\S* convolution\(', engine._render.lower(*given).compile().as_text())
+  assert set(convolutions) == {'1'}
 
 
 def test_a_step_compiles_once():
