@@ -3,7 +3,10 @@
 import argparse
 import errno
 import logging
+import os
+import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ConfigDict':
   """Reads `experiments/vae.py:variant` and applies `--config.key=value`, by ml_collections' own flag parser."""
   from absl import flags
-  from ml_collections import config_flags
+  from ml_collections import ConfigDict, config_flags
 
   path = Path(file_and_variant.partition(':')[0])
   if not path.is_file():
@@ -32,9 +35,11 @@ def load_config(file_and_variant: str, overrides: Sequence[str]) -> 'ConfigDict'
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=words)
   try:
     rest = values(words)
-  except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+  except (flags.Error, LookupError, AttributeError, ValueError, TypeError) as error:
     unknown = _unknown_key(load_config(file_and_variant, ()), overrides) if overrides else None
     raise UserError(f'{file_and_variant}: {unknown or _one_line(error)}') from error
+  if not isinstance(values.config, ConfigDict):
+    raise UserError(f'{path}: get_config() returned {type(values.config).__name__}; it must return a ConfigDict')
   if len(rest) > 1:
     raise UserError(f'unexpected argument {rest[1]!r}; change a key of the configuration by --config.key=value')
   return values.config
@@ -329,26 +334,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   args.overrides = rest
   try:
-    status = args.run(args)
+    status = _run(args)
+  except Exception:
+    if not _in_company():
+      raise
+    traceback.print_exc()
+    status = _leave(1)
+  return _all_said(status)
+
+
+def _run(args: argparse.Namespace) -> int:
+  """Does what a command says; errors that are the user's become one line."""
+  try:
+    return args.run(args) or 0
   except UserError as error:
     print(f'jaxface: error: {error}', file=sys.stderr)
-    return 2
+    return _leave(2)
+  except BrokenPipeError:  # Whoever read our words has enough, as `| head` has.
+    return 128 + signal.SIGPIPE
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
       raise
     print(f'jaxface: error: the disk is full ({error.filename}); make room and say the same again', file=sys.stderr)
-    return 2
+    return _leave(2)
   except KeyboardInterrupt:
     print('jaxface: interrupted', file=sys.stderr)
-    return 130
+    return _leave(130)
   except RuntimeError as error:
     from jaxface.train import NonFiniteError
 
     if not isinstance(error, NonFiniteError):
       raise
     print(f'jaxface: error: {error}', file=sys.stderr)
-    return 1
-  return status or 0
+    return _leave(1)
+
+
+def _in_company() -> bool:
+  """Whether this is one of several processes."""
+  return 'jax' in sys.modules and sys.modules['jax'].distributed.is_initialized()
+
+
+def _leave(status: int) -> int:
+  if not _in_company():
+    return status
+  from jaxface.processes import leave
+
+  return leave(status)
+
+
+def _all_said(status: int) -> int:
+  """`status`, once all words are out; those that nobody reads any more are dropped, for Python would complain."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except BrokenPipeError:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+  return status
 
 
 if __name__ == '__main__':

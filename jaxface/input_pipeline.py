@@ -208,7 +208,7 @@ def _with_rows(batches: grain.IterDataset | grain.MapDataset, rows: np.ndarray) 
 def _live_as_long_as_the_run(worker: int, count: int) -> None:
   """Ctrl-C and a scheduler's signal reach workers, too, but the run still needs their batches; without it they end."""
   del worker, count
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 

@@ -2,6 +2,9 @@
 
 import contextlib
 import hashlib
+import os
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -10,6 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxface.errors import UserError
 from jaxface.meshes import on_host
+
+# Seconds that others may take to hear of what stopped all of them.
+_PATIENCE = 10.0
 
 
 def start_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -37,6 +43,22 @@ def start_processes(coordinator: str | None, num_processes: int | None, process_
       f'got N={num_processes}, I={process_id}'
     )
   jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def leave(status: int) -> int:
+  """`status`, for one of several processes that ends by an error; where the others do not, it ends here and now.
+
+  At its end JAX lets a process wait five minutes for all others. They wait for it, too, and no scheduler would see that
+  one has failed.
+  """
+  parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  parting.start()
+  parting.join(_PATIENCE)
+  if parting.is_alive():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
 
 
 def process_and_count() -> tuple[int, int]:

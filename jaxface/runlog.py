@@ -1,5 +1,6 @@
 """What a run tells: JSON lines, TensorBoard, picture grids, a progress bar. Only process 0 of a run says anything."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -24,6 +25,11 @@ def read_metrics(workdir: Path) -> list[dict[str, float]]:
   if lines and not _whole(lines[-1]):  # A full disk or a crash has cut it off.
     lines.pop()
   return [json.loads(line) for line in lines]
+
+
+def _outliving_its_reader() -> contextlib.AbstractContextManager[None]:
+  """Around what a run says: a terminal that is closed, or a `tee` that Ctrl-C ended, must not end the run."""
+  return contextlib.suppress(OSError)
 
 
 def _whole(line: str) -> bool:
@@ -59,16 +65,19 @@ class RunLog:
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
-    self._bar.close()
+    with _outliving_its_reader():
+      self._bar.close()
     self._board.close()
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
-    self._bar.write(text)
+    with _outliving_its_reader():
+      self._bar.write(text)
 
   def advance(self, step: int) -> None:
     """Moves the progress bar."""
-    self._bar.update(step - self._bar.n)
+    with _outliving_its_reader():
+      self._bar.update(step - self._bar.n)
 
   def pause(self) -> None:
     """Ends a stretch of training whose speed is measured; call it before anything that is no training."""

@@ -210,8 +210,14 @@ def _validation_was_missed(config: ConfigDict, workdir: Path, step: int) -> bool
   return anywhere(speaks() and not done)
 
 
+# Preemption, Ctrl-C, and a terminal that is closed.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class StopRequest:
-  """Notes SIGTERM (preemption) and Ctrl-C, so that the loop can save and leave; a second signal ends at once.
+  """Notes `_STOP_SIGNALS`, so that the loop can save and leave; a second one ends at once.
+
+  Those that the process was started to ignore (`nohup`) stay ignored.
 
   With several processes JAX's own preemption notice serves instead: it lets all of them stop after the same step.
   """
@@ -223,8 +229,9 @@ class StopRequest:
 
   def __enter__(self) -> 'StopRequest':
     if jax.process_count() == 1:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._note)
+      for number in _STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+          self._before[number] = signal.signal(number, self._note)
     return self
 
   def _note(self, number: int, frame: types.FrameType | None) -> None:

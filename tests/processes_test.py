@@ -87,6 +87,24 @@ def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, *(saved_state(w, config, config.total_steps) for w in (killed, whole)))
 
 
+def test_a_run_outlives_its_terminal_and_saves_when_that_is_closed(config, tmp_path):
+  run = tmp_path / 'run'
+  process = subprocess.Popen(
+    [sys.executable, '-c', _TRAIN, *_command(run, config, '--config.total_steps=100_000')],
+    cwd=REPOSITORY,
+    env=os.environ | {'XLA_FLAGS': _flags(devices=1)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+  _wait_for_step(run, 5, process)
+  process.stdout.close()  # As where Ctrl-C ends `tee`, too.
+  time.sleep(1)  # The progress bar is drawn meanwhile.
+  process.send_signal(signal.SIGHUP)
+  assert process.wait(timeout=60) == 0
+  with Checkpoints(run, read_only=True) as checkpoints:
+    assert checkpoints.steps[-1] == read_metrics(run)[-1]['step'] > 5
+
+
 # Trains as told, then evaluates what it has left, in the same processes: they take long to start.
 _TRAIN_AND_EVALUATE = f"""{_TINY_MAIN}
 from pathlib import Path
@@ -115,6 +133,26 @@ try:
       raise UserError('no such folder here')
 except UserError as error:
   sys.exit(str(error))
+"""
+
+
+# One process fails while the other waits for it.
+_FAIL_ALONE = """
+import sys
+import jax
+import numpy as np
+from jaxface import cli, processes
+from jaxface.errors import UserError
+processes._PATIENCE = 1.0
+
+def train(args):
+  processes.start_processes('auto', None, None)
+  if jax.process_index() == 1:
+    raise UserError('no such folder here')
+  processes.gathered(np.zeros(1))
+
+cli._train = train
+sys.exit(cli.main(['train', '--workdir', 'run']))
 """
 
 
@@ -189,6 +227,16 @@ def test_two_processes_train_stop_together_evaluate_and_one_goes_on(config, tmp_
   np.testing.assert_allclose(*([losses[name][step] for step in steps] for name in ('two', 'one')), rtol=1e-4)
   got, expected = (saved_state(tmp_path / name, config, reached + 2).params for name in ('two', 'one'))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, expected)
+
+
+def test_a_process_that_fails_alone_ends_and_tells_its_status():
+  waits, fails = _two_processes(_FAIL_ALONE)
+  try:
+    assert 'jaxface: error: no such folder here' in fails.communicate(timeout=60)[1]
+    assert fails.returncode == 2
+  finally:
+    waits.kill()
+    waits.communicate()
 
 
 def test_what_stops_one_process_stops_all(tmp_path):

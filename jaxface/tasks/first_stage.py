@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxface.errors import UserError
 from jaxface.meshes import on_host
 from jaxface.models.vqgan import VQGAN
+from jaxface.processes import giving_up_together
 from jaxface.state import PyTree
 from jaxface.tasks.autoencoder import make_vqgan
 from jaxface.untrained import untrained
@@ -70,11 +71,12 @@ def _trained(workdir: Path, checkpoint: str, dtype: jnp.dtype) -> tuple[VQGAN, P
   from jaxface.runs import load_run  # Which imports all tasks.
   from jaxface.workdir import read_config
 
-  if not workdir.is_dir():
-    raise UserError(f'first_stage.workdir={workdir} does not exist; give the workdir of a trained autoencoder')
-  task = read_config(workdir).task
-  if task != 'autoencoder':
-    raise UserError(f'first_stage.workdir={workdir} is a run of the task {task!r}; it must be of autoencoder')
+  with giving_up_together():
+    if not workdir.is_dir():
+      raise UserError(f'first_stage.workdir={workdir} does not exist; give the workdir of a trained autoencoder')
+    task = read_config(workdir).task
+    if task != 'autoencoder':
+      raise UserError(f'first_stage.workdir={workdir} is a run of the task {task!r}; it must be of autoencoder')
   run = load_run(workdir, checkpoint)
   params = on_host(run.state.params['generator'])
   return make_vqgan(run.config.model).clone(dtype=dtype), params
