@@ -50,6 +50,18 @@ class Item:
   label: tuple[Path, ...] = ()
 
 
+def file_item(id: str, path: Path, label: tuple[Path, ...] = ()) -> Item:
+  """The item of a picture's file. One that is not there, as behind a dangling link, is read and skipped with others."""
+  return Item(id, functools.partial(pictures.read_bytes, path), _num_bytes(path), label)
+
+
+def _num_bytes(path: Path) -> int:
+  try:
+    return path.stat().st_size
+  except OSError:
+    return 0
+
+
 @dataclasses.dataclass
 class Listing:
   """What a source holds: the items of each split, in the order to be written, and the names skipped for each reason."""
@@ -62,7 +74,7 @@ class Listing:
     digest = hashlib.sha256()
     for split, items in self.splits.items():
       for item in items:
-        label = [(path.name, path.stat().st_size) for path in item.label]
+        label = [(path.name, _num_bytes(path)) for path in item.label]
         digest.update(repr((split, item.id, item.num_bytes, label)).encode())
     return digest.hexdigest()
 
@@ -165,7 +177,7 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Callable[[], Iterator]]]:
     del dl_manager
-    self._skipped = {reason: list(names) for reason, names in self.listing.skipped.items()}
+    self._skipped = {reason: list(map(_told, names)) for reason, names in self.listing.skipped.items()}
     return {
       split: [functools.partial(self._examples, shard) for shard in _shards(items)]
       for split, items in self.listing.splits.items()
@@ -194,7 +206,7 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       for picture in self._with_parsed_labels(loaded, executor) if self._parser else loaded:
         self.progress(1)
         if picture.skipped:
-          self._skipped.setdefault(picture.skipped, []).append(picture.item.id)
+          self._skipped.setdefault(picture.skipped, []).append(_told(picture.item.id))
           continue
         height, width = picture.image.shape[:2]
         self._sizes[width, height] += 1
@@ -211,6 +223,8 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     return checked_label(path, self.label_order, size)
 
   def _load(self, item: Item) -> _Picture:
+    if _told(item.id) != item.id:  # Records hold UTF-8 alone.
+      return _Picture(item, skipped='a name that is not UTF-8')
     try:
       data = item.read()
       image = pictures.decode_picture(data, item.id)
@@ -256,6 +270,11 @@ class FacesBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     for picture, png in zip(asked, encoders.map(pictures.encode_png, label_maps), strict=True):
       picture.label_bytes = png
     return batch, asked
+
+
+def _told(name: str) -> str:
+  """A file's name as it can be printed and stored: bytes of it that are not UTF-8 become escapes."""
+  return os.fsencode(name).decode(errors='backslashreplace')
 
 
 def _cache_key(picture: _Picture) -> str:

@@ -11,7 +11,7 @@ class LabelCache:
 
   Args:
     path: the file; made if missing.
-    made_by: identity of the parser. A file of another one is begun anew, and so is one that cannot be read.
+    made_by: identity of the parser. A file of another one is begun anew, and so is one that is damaged.
   """
 
   def __init__(self, path: Path, made_by: str):
@@ -27,6 +27,10 @@ class LabelCache:
     # may call are the writer's own, one at a time.
     self._database = sqlite3.connect(f'{self._path.absolute().as_uri()}?nolock=1', uri=True, check_same_thread=False)
     with self._database as database:
+      # Or damage would stop a run in the middle, and every next one. To read all takes seconds, to parse it hours.
+      damage = database.execute('PRAGMA quick_check(1)').fetchone()
+      if damage != ('ok',):
+        raise sqlite3.DatabaseError(*damage)
       database.execute('CREATE TABLE IF NOT EXISTS made_by (identity TEXT)')
       database.execute('CREATE TABLE IF NOT EXISTS label_maps (key TEXT PRIMARY KEY, png BLOB)')
       if database.execute('SELECT identity FROM made_by').fetchall() != [(made_by,)]:

@@ -7,10 +7,8 @@ with the state and restores onto any number of hosts (Grain's own iterator state
 """
 
 import dataclasses
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +23,7 @@ from jaxface.errors import UserError
 from jaxface.fields import FIELDS, REFERENCE
 from jaxface.prepare import find_prepared
 from jaxface.records import content, open_records
+from jaxface.workers import end_with_parent
 
 Record = Mapping[str, Any]
 NumpyBatch = dict[str, np.ndarray]
@@ -40,7 +39,7 @@ class Decode(grain.transforms.Map):
   """Stored record -> the fields a task asked for, uint8 at the network's picture size.
 
   'image', 'makeup_image' [S, S, 3]; 'label' [S, S] nearest; 'mask' [S, S, 1]: the face region (0 or 1 at the stored
-  size) resized bilinearly, so its edge is soft, times 255 (Toledo & Antonelo 2021); 'reference_image' and
+  size) resized as the pictures are, so its edge is soft, times 255 (Toledo & Antonelo 2021); 'reference_image' and
   'reference_label' as without 'reference_'. The aspect ratio is not kept. `resize` 'bilinear' is what the public code
   does (no antialiasing); 'area' averages where a picture shrinks a lot. With `own_split` the references are pictures
   of a split of their own, stored there as 'image' and 'label'.
@@ -79,7 +78,7 @@ class Decode(grain.transforms.Map):
     face = labels.FACE[label[..., 0]]
     if face.shape == (self.image_size, self.image_size):
       return face[..., None] * np.uint8(255)
-    soft = self._resized(face.astype(np.float32), RESIZES[self.resize])
+    soft = self._image(face.astype(np.float32))
     return np.rint(soft * 255).astype(np.uint8)[..., None]
 
 
@@ -210,12 +209,7 @@ def _live_as_long_as_the_run(worker: int, count: int) -> None:
   del worker, count
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_with(run: multiprocessing.process.BaseProcess) -> None:
-  run.join()
-  os._exit(1)
+  end_with_parent()
 
 
 def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> Iterator[NumpyBatch]:

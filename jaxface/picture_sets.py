@@ -1,6 +1,5 @@
 """Sets of pictures or label maps to be measured: a folder, or a split of a prepared dataset; read in threads."""
 
-import collections
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,9 +60,7 @@ def open_label_maps(
 def _folder(folder: Path, read: Callable[[Path], np.ndarray]) -> PictureSet:
   paths = pictures.find_pictures(folder)
   keys = tuple(os.fspath(path.relative_to(folder).with_suffix('')) for path in paths)
-  twice = [key for key, count in collections.Counter(keys).items() if count > 1]
-  if twice:
-    raise UserError(f'{folder}: more than one picture is called {some(twice)}; names must differ by more than suffix')
+  _check_unique(keys, folder)
   return PictureSet(os.fspath(folder), keys, lambda i: read(paths[i]))
 
 
@@ -88,6 +85,7 @@ def _prepared(name: str, feature: str, data_dir: str | os.PathLike | None) -> Pi
 
   ids = [record['id'].decode() for record in open_records(builder, split, ['id'])]
   keys = tuple(os.path.splitext(key)[0] if key.lower().endswith(pictures.SUFFIXES) else key for key in ids)
+  _check_unique(keys, f'dataset {name}:{split}')
   records = open_records(builder, split, [feature])
 
   def read(i: int) -> np.ndarray:
@@ -95,6 +93,12 @@ def _prepared(name: str, feature: str, data_dir: str | os.PathLike | None) -> Pi
     return value[..., 0] if feature == 'label' else value
 
   return PictureSet(f'{builder.info.full_name}:{split}', keys, read)
+
+
+def _check_unique(keys: Iterable[str], where: str | os.PathLike) -> None:
+  twice = pictures.repeated(keys)
+  if twice:
+    raise UserError(f'{where}: more than one picture is called {some(twice)}; names must differ by more than suffix')
 
 
 def paired(a: PictureSet, b: PictureSet) -> list[tuple[int, int]]:

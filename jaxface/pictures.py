@@ -5,7 +5,9 @@ import io
 import os
 import re
 import struct
+import uuid
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +18,12 @@ from jaxface.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 _WRITTEN = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG'}
+
+# Folders that programs and file systems make: macOS's for its "._" companions, and one that only root may read.
+_NOT_THE_USERS = ('__MACOSX', 'lost+found')
+
+# Bytes 24 and 25 of a PNG, depth and colour type, of grey that Pillow spreads over 0 to 255 -> the step it takes.
+_GREY_STEPS = {b'\x02\x00': 85, b'\x04\x00': 17}
 
 # What Pillow's decoders let escape on damaged input; found by feeding them broken files.
 _DECODE_ERRORS = (
@@ -58,12 +66,16 @@ def decode_picture(data: bytes, name: str | os.PathLike) -> np.ndarray:
 
 
 def is_plain(data: bytes) -> bool:
-  """Whether every decoder reads these bytes of a picture the same: an upright 8-bit RGB JPEG or PNG, without alpha."""
+  """Whether every decoder reads these bytes of a picture the same: an upright 8-bit RGB JPEG or PNG, without alpha.
+
+  A PNG must be whole, too: Pillow reads damaged ones that OpenCV refuses.
+  """
   with _opened(data, 'picture') as picture:
     # MPO is what phones write: a JPEG with a second picture behind it, which JPEG decoders never see.
     is_jpeg = picture.format in ('JPEG', 'MPO')
     # Pillow shows a 16-bit RGB PNG as 8-bit RGB; bytes 24 and 25 of the file tell depth and colour type (2: RGB).
     is_png = picture.format == 'PNG' and data[24:26] == b'\x08\x02' and getattr(picture, 'n_frames', 1) == 1
+    is_png = is_png and _is_whole_png(data)
     upright = picture.getexif().get(0x0112, 1) == 1
     return (is_jpeg or is_png) and picture.mode == 'RGB' and 'transparency' not in picture.info and upright
 
@@ -71,17 +83,18 @@ def is_plain(data: bytes) -> bool:
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
   """Read a single-channel PNG as uint8 [H, W]: the values as stored; of a palette PNG the indices, never the colours.
 
-  A 1-bit PNG gives 0 and 1. PictureError for colour pictures, for formats that lose values (JPEG), and for values above
-  255.
+  Values of fewer than 8 bits stay what they are, too: a 1-bit PNG gives 0 and 1. PictureError for colour pictures, for
+  formats that lose values (JPEG), and for values above 255.
   """
-  with _opened(read_bytes(path), path) as picture:
+  data = read_bytes(path)
+  with _opened(data, path) as picture:
     if picture.format != 'PNG':
       raise PictureError(path, 'a label map must be a PNG', f'found {picture.format}')
     if picture.mode not in ('1', 'L', 'P') and not picture.mode.startswith('I'):
       channels = len(picture.getbands())
       detail = f'found {channels}, mode {picture.mode}; save the class numbers themselves, not colours'
       raise PictureError(path, 'a label map must have a single channel', detail)
-    values = np.array(picture)
+    values = np.array(picture) // _GREY_STEPS.get(data[24:26], 1)
   if values.max() > 255:
     raise PictureError(path, 'a label map must have values of 8 bits', f'found {values.max()}')
   return values.astype(np.uint8)
@@ -104,8 +117,8 @@ def write_picture(path: str | os.PathLike, image: np.ndarray, *, palette: np.nda
   check_suffix(path)
   assert image.dtype == np.uint8, image.dtype
   assert image.ndim == 2 or image.shape[2:] == (3,), image.shape
-  # Hidden, so that nobody who lists the folder meanwhile takes it for a picture.
-  unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  # Hidden, so that nobody who lists the folder meanwhile takes it for a picture; short, whatever the picture's name.
+  unfinished = path.with_name(f'.{uuid.uuid4().hex}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(image)
@@ -138,10 +151,11 @@ def check_suffix(path: Path) -> None:
 
 
 def find_pictures(paths: Iterable[str | os.PathLike] | str | os.PathLike) -> list[Path]:
-  """All pictures among files and folders, by suffix (`SUFFIXES`, any case), each once, in natural order (2 before 10).
+  """All pictures among files and folders, by suffix (`SUFFIXES`, any case), in natural order (2 before 10).
 
-  Folders are searched with all below them, through links too, but for hidden files and folders. UserError for a path
-  that is missing, a file without a picture's suffix, and a folder without pictures.
+  Each path comes once, however often it is named. Folders are searched with all below them, through links too, but for
+  hidden files and folders. UserError for a path that is missing, a file without a picture's suffix, a folder without
+  pictures, and one that cannot be read.
   """
   paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
   found = set()
@@ -162,6 +176,11 @@ def find_pictures(paths: Iterable[str | os.PathLike] | str | os.PathLike) -> lis
   return sorted(found, key=natural_key)
 
 
+def repeated(names: Iterable[str]) -> list[str]:
+  """The names that occur more than once, in the order in which they first do."""
+  return [name for name, count in Counter(names).items() if count > 1]
+
+
 def natural_key(path: str | os.PathLike) -> list:
   """Sort key under which numbers in names count as numbers, whatever the case, and folders group their files."""
   parts = [re.split(r'([0-9]+)', part.lower()) for part in Path(path).parts]
@@ -171,22 +190,29 @@ def natural_key(path: str | os.PathLike) -> list:
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-  pictures, seen = [], set()
-  for root, folders, names in os.walk(folder, followlinks=True):
-    # A link may lead back to a folder above it.
-    real = os.path.realpath(root)
-    if real in seen:
+  pictures = []
+  # Folders that are yet to be searched -> where those above them really are.
+  above = {os.fspath(folder): frozenset()}
+  for root, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
+    way, real = above.pop(root), os.path.realpath(root)
+    if real in way:  # A link may lead back to a folder above it.
       folders.clear()
       continue
-    seen.add(real)
     # Hidden files are thumbnails and macOS's "._" companions, which bear a picture's suffix and are none.
-    folders[:] = [name for name in folders if not name.startswith('.') and name != '__MACOSX']
+    folders[:] = [name for name in folders if not name.startswith('.') and name not in _NOT_THE_USERS]
+    above.update((os.path.join(root, name), way | {real}) for name in folders)
     pictures += [
       Path(root, name)
       for name in names
       if not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES
     ]  # fmt: skip
   return pictures
+
+
+def _raise_unreadable(error: OSError):
+  raise UserError(
+    f'{error.filename}: this folder cannot be read: {error.strerror}; make it readable, or move it away'
+  ) from error
 
 
 @contextlib.contextmanager
@@ -207,6 +233,21 @@ def _opened(data: bytes, name: str | os.PathLike):
       raise
     except _DECODE_ERRORS as error:
       raise PictureError(name, 'damaged or truncated', str(error)) from error
+
+
+def _is_whole_png(data: bytes) -> bool:
+  """Whether each chunk of a PNG has the checksum that it should have, up to the end chunk."""
+  whole, at = memoryview(data), 8
+  while at + 12 <= len(data):
+    (length,) = struct.unpack_from('>I', data, at)
+    # Length, type, the bytes, and the checksum of these and the type.
+    end = at + 8 + length
+    if whole[end : end + 4] != zlib.crc32(whole[at + 4 : end]).to_bytes(4, 'big'):
+      return False
+    if whole[at + 4 : at + 8] == b'IEND':
+      return True
+    at = end + 4
+  return False
 
 
 def _to_rgb(picture: Image.Image, name: str | os.PathLike) -> np.ndarray:

@@ -7,6 +7,7 @@ is ever found, and the next run starts cleanly. Only the label maps that a parse
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import importlib
 import io
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,12 +115,13 @@ def prepare(
     dataset: one of `DATASETS`.
     data_dir: folder of all prepared datasets; default `default_data_dir()`.
     overwrite: replace what is there, once the new one is complete.
-    workers: threads that read pictures; default one a CPU core.
+    workers: threads that read pictures, or processes that render faces; default one a CPU core.
     parser: workdir of a face parser that makes the label maps, for `PARSED_DATASETS`. After an interruption the same
       call goes on with the label maps that are made.
     **options: of the dataset's `make_config`.
 
-  UserError where an option or the source is wrong, the disk too small, or the dataset there with other options.
+  UserError where an option or the source is wrong, the disk too small, or the dataset there with other options; OSError
+  where the disk is full after all.
   """
   if dataset not in DATASETS:
     raise UserError(f'unknown dataset {dataset!r}; choose from {", ".join(DATASETS)}')
@@ -144,7 +147,7 @@ def prepare(
         _check_same(final, made_from)
         return _summary(final, already=True)
       _check_space(builder, folder)
-      with _keep_parsed(builder, folder / _PARSED, parser):
+      with _full_disk_as_oserror(folder), _keep_parsed(builder, folder / _PARSED, parser):
         _build(builder, workers)
       made = Path(builder.data_dir)
       _write_metadata(made, _read_metadata(made) | made_from | ({'parser': parser.origin} if parser else {}))
@@ -181,7 +184,8 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   common.add_argument('--data-dir', metavar='DIR', help='where prepared datasets lie; default $TFDS_DATA_DIR, else '
                       '~/tensorflow_datasets')  # fmt: skip
   common.add_argument('--overwrite', action='store_true', help='replace the dataset, once the new one is complete')
-  common.add_argument('--workers', type=int, metavar='N', help='threads that read pictures; default one a CPU core')
+  common.add_argument('--workers', type=int, metavar='N', help='threads that read pictures, or '
+                      'processes that render faces; default one a CPU core')  # fmt: skip
 
   def add(dataset: str, help: str, *options: str) -> argparse.ArgumentParser:
     parser = datasets.add_parser(dataset, help=help, description=help, parents=[common])
@@ -279,6 +283,17 @@ def _keep_parsed(builder, path: Path, parser: 'Parser | None') -> Iterator[None]
     yield
 
 
+@contextlib.contextmanager
+def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
+  """ArrayRecord and SQLite have errors of their own for what is an OSError elsewhere."""
+  try:
+    yield
+  except (RuntimeError, sqlite3.OperationalError) as error:
+    if not re.search('No space left|Disk quota exceeded|disk is full', str(error)):
+      raise
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+
+
 def _local(data_dir: str | os.PathLike | None) -> Path:
   # A path has made one stroke of two.
   if data_dir is not None and re.match(r'[a-z][a-z0-9]+:/', os.fspath(data_dir)):
@@ -366,15 +381,15 @@ def _check_space(builder, folder: Path) -> None:
 
 
 def _build(builder, workers: int | None) -> None:
-  """Write the dataset; a builder with the attributes `workers` and `progress` has our bar, any other one TFDS's."""
+  """Write the dataset; a builder with the attribute `progress` has our bar, any other one TFDS's."""
   import tensorflow_datasets as tfds
 
   own_bar = hasattr(builder, 'progress')
   total = builder.listing.num_items() if _has_source(builder) else builder.builder_config.count
   name = f'{builder.name}/{builder.builder_config.name}'
   with tqdm(total=total, unit=' pictures', desc=name, leave=False, disable=not own_bar) as bar, _quiet_tfds():
+    builder.workers = workers or builder.workers
     if own_bar:
-      builder.workers = workers or builder.workers
       builder.progress = bar.update
       tfds.display_progress_bar(False)
     try:

@@ -181,6 +181,14 @@ def test_masks_are_resized_as_the_public_code_does():
   assert ((mask > 0) & (mask < 255)).any(), 'the edge is soft'
 
 
+def test_the_mask_of_a_small_picture_is_enlarged_as_the_picture_is():
+  label = np.random.default_rng(0).integers(0, 19, (6, 5, 1), np.uint8)
+  image = labels.FACE[label[..., 0]][..., None].repeat(3, 2) * np.uint8(255)
+  for resize in ('bilinear', 'area'):
+    enlarged = Decode(('image', 'mask'), 16, resize).map({'image': image, 'label': label})
+    np.testing.assert_allclose(enlarged['mask'][..., 0].astype(int), enlarged['image'][..., 0], atol=1)
+
+
 def test_area_averages_where_bilinear_skips():
   stripes = np.zeros((64, 64, 3), np.uint8)
   stripes[:, ::2] = 255

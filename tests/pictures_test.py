@@ -1,6 +1,10 @@
 """Odd picture files read as what a person sees in them; label maps keep their values; broken files are told by name."""
 
+import errno
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -116,6 +120,22 @@ def test_plain_files_are_plain(tmp_path):
     assert pictures.is_plain(saved(tmp_path, Image.fromarray(QUARTERS), name).read_bytes())
 
 
+def png_chunk(kind, data):
+  return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
+def test_a_png_that_only_pillow_reads_is_not_plain(tmp_path):
+  whole = saved(tmp_path, Image.fromarray(QUARTERS), 'a.png').read_bytes()
+  assert pictures.is_plain(whole + b'something behind it')
+  pixels = whole.index(b'IDAT') + 4
+  (length,) = struct.unpack_from('>I', whole, pixels - 8)
+  without_end = whole[:-12]
+  wrong_checksum = whole[: pixels + length] + b'none' + whole[pixels + length + 4 :]
+  for data in (without_end, without_end + bytes(5), wrong_checksum):
+    np.testing.assert_array_equal(pictures.decode_picture(data, 'a.png'), QUARTERS)
+    assert not pictures.is_plain(data)
+
+
 def test_no_guess_at_the_range_of_floats(tmp_path):
   path = saved(tmp_path, Image.fromarray(np.ones((4, 4), np.float32)), 'a.tif')
   with pytest.raises(pictures.PictureError, match=r'a\.tif: no fixed value range'):
@@ -177,6 +197,21 @@ def test_label_map_keeps_palette_indices(tmp_path):
   np.testing.assert_array_equal(read, values)
 
 
+@pytest.mark.parametrize('depth', [1, 2, 4, 8])
+@pytest.mark.parametrize('palette', [False, True])
+def test_label_map_of_few_bits_keeps_its_values(tmp_path, depth, palette):
+  values = (np.arange(16)[None].repeat(3, 0) % 2**depth).astype(np.uint8)
+  bits = np.unpackbits(values[..., None], axis=2)[..., -depth:].reshape(3, -1)
+  rows = b''.join(b'\0' + np.packbits(row).tobytes() for row in bits)
+  header = struct.pack('>IIBBBBB', 16, 3, depth, 3 if palette else 0, 0, 0, 0)
+  colours = png_chunk(b'PLTE', bytes(3 * 2**depth)) if palette else b''
+  chunks = png_chunk(b'IHDR', header) + colours + png_chunk(b'IDAT', zlib.compress(rows)) + png_chunk(b'IEND', b'')
+  (tmp_path / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunks)
+  label = pictures.read_label_map(tmp_path / 'a.png')
+  assert label.dtype == np.uint8
+  np.testing.assert_array_equal(label, values)
+
+
 def test_label_map_refuses_what_would_lose_values(tmp_path):
   values = np.zeros((8, 8), np.uint8)
   grey = Image.fromarray(values)
@@ -198,6 +233,37 @@ def test_find_pictures_in_natural_order(tmp_path):
   (tmp_path / 'b' / 'loop').symlink_to(tmp_path)
   found = [str(path.relative_to(tmp_path)) for path in pictures.find_pictures([tmp_path, tmp_path / '20.jpg'])]
   assert found == ['3.bmp', '20.jpg', 'a/9.tiff', 'a/10/1.webp', 'b/2.png', 'b/10.JPEG']
+
+
+def test_find_pictures_through_two_links_to_one_folder(tmp_path):
+  (tmp_path / 'real').mkdir()
+  (tmp_path / 'real' / 'a.png').touch()
+  (tmp_path / 'all').mkdir()
+  for name in ('test', 'validation'):
+    (tmp_path / 'all' / name).symlink_to(tmp_path / 'real')
+  (tmp_path / 'real' / 'back').symlink_to(tmp_path / 'all')
+  found = [str(path.relative_to(tmp_path / 'all')) for path in pictures.find_pictures(tmp_path / 'all')]
+  assert found == ['test/a.png', 'validation/a.png']
+
+
+def test_find_pictures_leaves_out_no_folder_silently(tmp_path, monkeypatch):
+  for name in ('a', 'b', 'lost+found'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'a.png').touch()
+  scandir = os.scandir
+
+  # Root, who runs tests in containers, may read everything.
+  def scandir_of_one_who_may_not(path):
+    if os.path.basename(path) in ('b', 'lost+found'):
+      raise PermissionError(errno.EACCES, 'Permission denied', path)
+    return scandir(path)
+
+  with monkeypatch.context() as context:
+    context.setattr(os, 'scandir', scandir_of_one_who_may_not)
+    with pytest.raises(UserError, match=r'b: this folder cannot be read: Permission denied; make it readable'):
+      pictures.find_pictures(tmp_path)
+    (tmp_path / 'b').rename(tmp_path / 'c')
+    assert pictures.find_pictures(tmp_path) == [tmp_path / 'a' / 'a.png', tmp_path / 'c' / 'a.png']
 
 
 def test_find_pictures_tells_what_is_wrong(tmp_path):
@@ -224,6 +290,12 @@ def test_write_picture(tmp_path):
     pictures.write_picture(tmp_path / 'a.gif', QUARTERS)
   with pytest.raises(UserError, match=r'cannot write .*b\.png'):
     pictures.write_picture(path / 'b.png', QUARTERS)
+
+
+def test_write_picture_under_the_longest_name(tmp_path):
+  path = tmp_path / f'{"a" * 251}.png'
+  pictures.write_picture(path, QUARTERS)
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_names_one_picture(tmp_path):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from jaxface import parsing, pictures
 from jaxface import prepare as prepare_lib
+from jaxface.cli import main
 from jaxface.errors import UserError
 
 
@@ -261,6 +263,28 @@ def test_disk_space(source, data_dir, monkeypatch):
   with pytest.raises(UserError, match=r'needs at least .* GB, 0\.0 GB are free'):
     prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
   assert not data_dir.exists() or files(data_dir) == []
+
+
+@pytest.mark.parametrize('error', [
+  RuntimeError('write() failed: No space left on device'), sqlite3.OperationalError('database or disk is full'),
+])  # fmt: skip
+def test_a_disk_that_becomes_full_is_told_in_one_line(source, data_dir, monkeypatch, capsys, error):
+  def full(*args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', full)
+  assert main(['prepare', 'face_folder', '--source', str(source), '--data-dir', str(data_dir)]) == 2
+  assert re.search(r'error: the disk is full \(.*faces\); make room and say the same again\n$', capsys.readouterr().err)
+  assert files(data_dir) == []
+
+
+def test_other_errors_of_the_writer_are_not_taken_for_a_full_disk(source, data_dir, monkeypatch):
+  def broken(*args, **kwargs):
+    raise RuntimeError('write() failed: Input/output error')
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', broken)
+  with pytest.raises(RuntimeError, match='Input/output error'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
 
 
 def test_the_lock_goes_with_the_run(source, data_dir):

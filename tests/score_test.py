@@ -15,7 +15,8 @@ from jaxface.errors import UserError
 from jaxface.metrics import fid, kid, pixel
 from jaxface.metrics.vif import vif
 from jaxface.models.inception import SIDE
-from jaxface.picture_sets import PictureSet, batches_by_shape, paired
+from jaxface.picture_sets import PictureSet, batches_by_shape, open_pictures, paired
+from jaxface.prepare import prepare
 from jaxface.ssim import ms_ssim, ssim
 
 
@@ -164,6 +165,15 @@ def test_a_prepared_dataset_is_a_side(data_dir, tmp_path):
     score.score(f'{name}:dev', name, metrics=('l1',), data_dir=data_dir)
   with pytest.raises(UserError, match="'photos' is not prepared"):
     score.score('photos', name, metrics=('l1',), data_dir=data_dir)
+
+
+def test_pictures_of_one_name_are_refused_in_a_folder_and_in_a_dataset_alike(images, tmp_path):
+  for name, image in zip(('1.png', '1.jpg'), images[0].values(), strict=False):
+    pictures.write_picture(tmp_path / 'faces' / 'test' / name, image)
+  prepare('face_folder', source=tmp_path / 'faces', data_dir=tmp_path)
+  for where in (tmp_path / 'faces', 'face_folder/faces:test'):
+    with pytest.raises(UserError, match=r'more than one picture is called test/1; names must differ by more than suf'):
+      open_pictures(where, data_dir=tmp_path)
 
 
 def test_few_pictures_have_no_fid(folders):

@@ -8,15 +8,21 @@ import functools
 import os
 import re
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import tensorflow_datasets as tfds
 
 from jaxface import pictures
-from jaxface.errors import UserError
+from jaxface.errors import UserError, some
 from jaxface_data import base
 
+T = TypeVar('T')
+
 PARTITION = 'list_eval_partition'
+_ALIGNED = 'img_align_celeba'
 _SUFFIX = '.jpg'
 _SPLITS = {'0': 'train', '1': 'validation', '2': 'test'}
 
@@ -45,10 +51,10 @@ def make_config(
   """The config `aligned`; UserError where an option is wrong.
 
   Args:
-    source: a folder with img_align_celeba/ or img_align_celeba.zip (or the pictures themselves) and
+    source: a folder with img_align_celeba/, there or deeper, or img_align_celeba.zip (or the pictures themselves) and
       list_eval_partition.txt (or .csv); or the zip file, with the partition beside it or inside; or the folder of a
       `celeb_a` dataset that TFDS prepared as ArrayRecord.
-    labels: folder of label maps, 000001.png and so on.
+    labels: folder of label maps, 000001.png and so on, each once.
     label_order: order of the classes in them, a name of `jaxface.labels.ORDERS`.
     count: at most so many pictures of each split, the first ones.
   """
@@ -69,7 +75,11 @@ class Builder(base.FacesBuilder):
 
   @functools.cached_property
   def listing(self) -> base.Listing:
-    """The pictures in the official partition; UserError where the source is not CelebA or not one has a label map."""
+    """The pictures in the official partition.
+
+    UserError where the source is not CelebA, where two pictures or two label maps have one name, or where not one
+    picture has a label map.
+    """
     config = self.builder_config
     splits, skipped = _source_items(Path(config.source))
     if config.labels is not None:
@@ -101,7 +111,7 @@ def _source_items(source: Path) -> tuple[dict[str, list[base.Item]], dict[str, l
 def _with_labels(
   splits: dict[str, list[base.Item]], skipped: dict[str, list[str]], folder: Path
 ) -> dict[str, list[base.Item]]:
-  label_maps = {path.stem: path for path in base.find_label_maps(folder)}
+  label_maps = _by_name([(path.stem, path) for path in base.find_label_maps(folder)], folder)
   splits = {
     split: [_with_label(item, label_maps.get(Path(item.id).stem)) for item in items] for split, items in splits.items()
   }
@@ -122,18 +132,19 @@ def _with_label(item: base.Item, path: Path | None) -> base.Item:
 
 def _folder_source(source: Path) -> tuple[dict[str, str], dict[str, base.Item]]:
   partition_file = _partition_near(source)
-  folder = source / 'img_align_celeba'
-  packed = source / 'img_align_celeba.zip'
+  folder = source / _ALIGNED
+  packed = source / f'{_ALIGNED}.zip'
   if not folder.is_dir() and packed.is_file():
     return _zip_source(packed)
   if partition_file is None:
     raise _no_partition(source)
-  items = {
-    path.name: base.Item(path.name, functools.partial(pictures.read_bytes, path), path.stat().st_size)
-    for path in pictures.find_pictures(folder if folder.is_dir() else source)
+  folder = folder if folder.is_dir() else source
+  items = [
+    (path.relative_to(folder), base.file_item(path.name, path))
+    for path in pictures.find_pictures(folder)
     if path.suffix == _SUFFIX
-  }
-  return _read_partition(partition_file.read_text()), items
+  ]
+  return _read_partition(pictures.read_bytes(partition_file), partition_file), _aligned(items, source)
 
 
 def _zip_source(source: Path) -> tuple[dict[str, str], dict[str, base.Item]]:
@@ -145,26 +156,43 @@ def _zip_source(source: Path) -> tuple[dict[str, str], dict[str, base.Item]]:
   inside = [info for info in archive.infolist() if Path(info.filename).stem == PARTITION]
   partition_file = _partition_near(source.parent)
   if inside:
-    partition = archive.read(inside[0]).decode()
+    partition = _read_partition(_read_member(archive, inside[0]), inside[0].filename)
   elif partition_file:
-    partition = partition_file.read_text()
+    partition = _read_partition(pictures.read_bytes(partition_file), partition_file)
   else:
     raise _no_partition(source)
-  items = {
-    Path(info.filename).name: base.Item(
-      Path(info.filename).name, functools.partial(_read_member, archive, info), info.file_size
-    )
-    for info in archive.infolist()
-    if Path(info.filename).suffix == _SUFFIX and not Path(info.filename).name.startswith('.')
-  }
-  return _read_partition(partition), items
+  items = [
+    (path, base.Item(path.name, functools.partial(_read_member, archive, info), info.file_size))
+    for path, info in ((Path(info.filename), info) for info in archive.infolist())
+    if path.suffix == _SUFFIX and not path.name.startswith('.')
+  ]
+  return partition, _aligned(items, source)
+
+
+def _aligned(items: Sequence[tuple[Path, base.Item]], source: Path) -> dict[str, base.Item]:
+  """By name, of (path within the source, item); where there is a folder img_align_celeba, only what is in it.
+
+  The pictures in the wild, which CelebA has beside it, have the same names.
+  """
+  aligned = [(path, item) for path, item in items if _ALIGNED in path.parts]
+  return _by_name([(item.id, item) for _, item in aligned or items], source)
+
+
+def _by_name(found: Sequence[tuple[str, T]], where: Path) -> dict[str, T]:
+  """A dict of (name, what has it); UserError where two have one."""
+  twice = pictures.repeated(name for name, _ in found)
+  if twice:
+    raise UserError(f'{where}: more than one file is called {some(twice)}; leave one of each in it')
+  return dict(found)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
   try:
     return archive.read(info)
-  except (zipfile.BadZipFile, EOFError) as error:
+  except (zipfile.BadZipFile, EOFError, zlib.error) as error:
     raise pictures.PictureError(info.filename, 'damaged in the zip file', str(error)) from error
+  except (NotImplementedError, RuntimeError) as error:  # Packed by a method that Python lacks, or encrypted.
+    raise UserError(f'{archive.filename}: cannot be unpacked here ({error}); unpack it, and give the folder') from error
 
 
 def _partition_near(folder: Path) -> Path | None:
@@ -180,10 +208,15 @@ def _no_partition(source: Path) -> UserError:
   )
 
 
-def _read_partition(text: str) -> dict[str, str]:
+def _read_partition(data: bytes, name: str | os.PathLike) -> dict[str, str]:
+  # All that counts is ASCII; editors add a byte order mark, and spreadsheets quotes.
+  text = data.decode('utf-8-sig', errors='replace').replace('"', '')
   lines = [re.split(r'[,\s]+', line.strip()) for line in text.splitlines()]
   # The comma-separated form has a header.
-  return {line[0]: _SPLITS[line[1]] for line in lines if len(line) == 2 and line[1] in _SPLITS}
+  partition = {line[0]: _SPLITS[line[1]] for line in lines if len(line) == 2 and line[1] in _SPLITS}
+  if not partition:
+    raise UserError(f'{name}: no line of the partition is understood; they go as "000001.jpg 0", or with a comma')
+  return partition
 
 
 def _prepared_by_tfds(source: Path) -> Path | None:

@@ -68,8 +68,9 @@ class Builder(base.FacesBuilder):
     return self.builder_config.size
 
   def least_bytes(self) -> int:
-    """A photograph takes more than half a byte a pixel as PNG."""
-    return self.listing.num_items() * self.max_side**2 // 2
+    """A photograph takes more than half a byte a pixel as PNG; one that is not shrunk stays the JPEG it is."""
+    shrunk = self.max_side**2 // 2
+    return sum(min(item.num_bytes, shrunk) for items in self.listing.splits.values() for item in items)
 
   @functools.cached_property
   def listing(self) -> base.Listing:
@@ -90,9 +91,7 @@ class Builder(base.FacesBuilder):
       elif number not in images:
         skipped.setdefault('part masks without a picture', []).append(f'{number:05d}')
       elif config.count is None or len(splits[split]) < config.count:
-        path = images[number]
-        read = functools.partial(pictures.read_bytes, path)
-        splits[split].append(base.Item(path.name, read, path.stat().st_size, parts[number]))
+        splits[split].append(base.file_item(images[number].name, images[number], parts[number]))
     return base.Listing({split: items for split, items in splits.items() if items}, skipped)
 
   def read_label(self, item: base.Item, size: tuple[int, int]) -> np.ndarray:

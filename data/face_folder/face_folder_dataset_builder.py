@@ -43,7 +43,8 @@ def make_config(
     source: folder of pictures, searched with all below it. Its sub-folders train, validation (or val) and test become
       the splits, if it has any of them; otherwise of every ten pictures in natural order the ninth goes to validation,
       the tenth to test, and eight to train.
-    labels: folder of label maps: PNGs with the pictures' paths, as a/b.png for a/b.jpg.
+    labels: folder of label maps: PNGs with the pictures' paths, as a/b.png for a/b.jpg. It may be the source itself: a
+      PNG beside a picture of another suffix is its label map there, and any other one a picture without.
     label_order: order of the classes in them, a name of `jaxface.labels.ORDERS`.
     name: of the dataset: it will be `face_folder/NAME`; default the folder's name.
     limit: at most so many pictures of each split, the first ones.
@@ -80,9 +81,11 @@ class Builder(base.FacesBuilder):
     label_maps = {}
     if config.labels is not None:
       folder = Path(config.labels)
-      if folder != source:
-        found = [path for path in found if not path.is_relative_to(folder)]
       label_maps = {path.relative_to(folder).with_suffix(''): path for path in base.find_label_maps(folder)}
+      if folder == source:
+        found, label_maps = _apart(found, label_maps, config)
+      else:
+        found = [path for path in found if not path.is_relative_to(folder)]
     names = [path.relative_to(source) for path in found]
     if label_maps and not any(name.with_suffix('') in label_maps for name in names):
       _raise_unpaired(names, label_maps, config)
@@ -100,10 +103,24 @@ class Builder(base.FacesBuilder):
       elif label is None and config.labels is not None:
         skipped.setdefault('no label map', []).append(name.as_posix())
       else:
-        path = source / name
-        read = functools.partial(pictures.read_bytes, path)
-        splits[split].append(base.Item(name.as_posix(), read, path.stat().st_size, (label,) if label else ()))
+        splits[split].append(base.file_item(name.as_posix(), source / name, (label,) if label else ()))
     return base.Listing({split: items for split, items in splits.items() if items}, skipped)
+
+
+def _apart(
+  found: list[Path], label_maps: dict[Path, Path], config: FaceFolderConfig
+) -> tuple[list[Path], dict[Path, Path]]:
+  """The pictures, and the label maps among them, where both lie side by side in the source."""
+  source = Path(config.source)
+  paired = {path.relative_to(source).with_suffix('') for path in found if path.suffix.lower() != '.png'}
+  label_maps = {name: path for name, path in label_maps.items() if name in paired}
+  if not label_maps:
+    raise UserError(
+      f'labels={config.labels!r}: no label maps beside the pictures, a PNG by a picture of another suffix; leave '
+      '--labels out, or name another folder'
+    )
+  taken = set(label_maps.values())
+  return [path for path in found if path not in taken], label_maps
 
 
 def _by_folder(position: int, name: Path) -> str | None:

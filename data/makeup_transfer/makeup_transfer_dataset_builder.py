@@ -66,7 +66,7 @@ def make_config(
       labels/ in the source. Without any, IPM-Net's masks are taken, 0 for skin and 255 for background: features are not
       told apart, so that textures have no gain there, and BeautyGAN, which matches them, cannot be trained.
     label_order: order of the classes in the label maps, a name of `jaxface.labels.ORDERS`; default 'makeup_transfer'
-      for segs/ in the source, else 'celebamask_hq'.
+      for a folder segs/, else 'celebamask_hq'.
     name: of the dataset: it will be `makeup_transfer/NAME`; default mt or ipmnet for those two, else the folder's name.
     test_makeup: pictures with makeup to hold out where the source has no test folder, those whose names' hashes are the
       smallest; default 250 of Makeup Transfer, else one of ten.
@@ -91,7 +91,8 @@ def make_config(
   if labels is not None:
     labels = base.check_folder(labels, 'labels')
   if label_order is None:
-    in_segs = labels is None and layout.labels is not None and layout.labels.name == 'segs'
+    label_folder = labels or layout.labels
+    in_segs = label_folder is not None and label_folder.name == 'segs'
     label_order = 'makeup_transfer' if in_segs else 'celebamask_hq'
   return MakeupTransferConfig(
     name=name,
@@ -147,9 +148,7 @@ class Builder(base.FacesBuilder):
           if label_maps and label is None:
             skipped.setdefault(f'no {what}', []).append(name.as_posix())
             continue
-          read = functools.partial(pictures.read_bytes, path)
-          item = base.Item(name.as_posix(), read, path.stat().st_size, (label,) if label else ())
-          splits[f'{stage}_{kind}'].append(item)
+          splits[f'{stage}_{kind}'].append(base.file_item(name.as_posix(), path, (label,) if label else ()))
     lonely = [name.as_posix() for name in label_maps if name not in used]
     if lonely:
       skipped[f'{what} without a picture'] = lonely

@@ -5,7 +5,10 @@ import functools
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import numpy as np
@@ -13,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from jaxface import labels
 from jaxface.errors import UserError
+from jaxface.workers import end_with_parent
 
 from .references import reference_index
 from .render import render, render_pair
@@ -77,7 +81,11 @@ def split_indices(count: int) -> dict[str, list[int]]:
 # GeneratorBasedBuilder gathers a split of more than 1 GB in temporary files that it opens with TensorFlow;
 # ShardBasedBuilder writes each shard straight from its examples, in order.
 class Builder(tfds.core.ShardBasedBuilder):
-  """Rendered faces with exact label maps."""
+  """Rendered faces with exact label maps.
+
+  Args:
+    workers: processes that render; default one a CPU core. Few faces are rendered without.
+  """
 
   VERSION = tfds.core.Version('1.3.0')
   RELEASE_NOTES = {  # noqa: RUF012 - TFDS reads a plain class attribute
@@ -86,6 +94,10 @@ class Builder(tfds.core.ShardBasedBuilder):
     '1.2.0': 'Aligned faces; with makeup pairs somebody else who wears the makeup, which is seen more clearly.',
     '1.3.0': 'Prepared in less time; pictures differ by rounding, label maps do not.',
   }
+
+  def __init__(self, *, workers: int | None = None, **kwargs):
+    self.workers = workers or os.cpu_count() or 1
+    super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     config = self.builder_config
@@ -128,18 +140,33 @@ class Builder(tfds.core.ShardBasedBuilder):
     return max(1, _SHARD_BYTES // (config.size**2 * (6 if config.makeup_pairs else 2)))
 
   def _generate_examples(self, indices: Iterable[int]) -> Iterator[tuple[str, dict]]:
-    """Yields (key, example) in order of the indices."""
+    """Yields (key, example) in order of the indices; UserError where a process that renders them is killed."""
     config, indices = self.builder_config, list(indices)
     make = functools.partial(
       _example, size=config.size, seed=config.seed, makeup_pairs=config.makeup_pairs, aligned=config.aligned
     )
-    workers = min(os.cpu_count() or 1, len(indices) // _WORTH_A_POOL)
+    workers = min(self.workers, len(indices) // _WORTH_A_POOL)
     if workers < 2:
       yield from map(_readable, map(make, indices))
       return
     # Spawned, not forked: the caller may hold JAX's threads and locks, which a fork would copy half-held.
-    with multiprocessing.get_context('spawn').Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-      yield from map(_readable, pool.imap(make, indices, chunksize=32))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _begin_worker) as pool:
+      try:
+        yield from map(_readable, pool.map(make, indices, chunksize=32))
+      except BrokenProcessPool as error:
+        raise UserError(
+          'a process that renders faces was killed, as happens where memory is short; say the same again with fewer '
+          f'--workers than {workers}'
+        ) from error
+      finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+  cv2.setNumThreads(1)
+  # Ctrl-C reaches all processes; the one that these work for cancels what is left.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  end_with_parent()
 
 
 def _picture(channels: int) -> tfds.features.Image:

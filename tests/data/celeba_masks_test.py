@@ -95,6 +95,95 @@ def test_zip(tmp_path, label_folder, partition_inside, name_the_folder):
   check_records(build(tmp_path, source if name_the_folder else source / 'img_align_celeba.zip', labels=label_folder))
 
 
+def test_the_official_folders_with_the_pictures_in_the_wild(tmp_path, label_folder):
+  source = write_celeba(tmp_path / 'celeba', pictures_in='Img/img_align_celeba')
+  (source / 'Img' / 'img_celeba').mkdir()
+  for number in NUMBERS:
+    (source / 'Img' / 'img_celeba' / f'{number:06d}.jpg').write_bytes(jpeg(number + 1))
+  (source / 'Eval').mkdir()
+  (source / 'list_eval_partition.txt').rename(source / 'Eval' / 'list_eval_partition.txt')
+  with zipfile.ZipFile(tmp_path / 'celeba.zip', 'w') as archive:
+    for path in sorted(source.rglob('*.*')):
+      archive.write(path, path.relative_to(source))
+  check_records(build(tmp_path / 'a', source, labels=label_folder))
+  check_records(build(tmp_path / 'b', tmp_path / 'celeba.zip', labels=label_folder))
+
+
+def test_files_of_one_name_are_refused(tmp_path, label_folder):
+  source = write_celeba(tmp_path / 'celeba', pictures_in='a')
+  pictures.write_picture(label_folder / 'more' / '000003.png', label_map(3))
+  with pytest.raises(UserError, match=r'maps: more than one file is called 000003; leave one of each in it'):
+    build(tmp_path, source, labels=label_folder)
+  (source / 'b').mkdir()
+  (source / 'b' / '000002.jpg').write_bytes(jpeg(9))
+  with zipfile.ZipFile(source / 'all.zip', 'w') as archive:
+    for path in sorted(source.rglob('*.jpg')):
+      archive.write(path, path.relative_to(source))
+  for place in (source, source / 'all.zip'):
+    with pytest.raises(UserError, match=rf'{place}: more than one file is called 000002\.jpg'):
+      build(tmp_path, place)
+
+
+def packed(tmp_path, method=zipfile.ZIP_DEFLATED):
+  source = write_celeba(tmp_path / 'celeba')
+  with zipfile.ZipFile(tmp_path / 'celeba.zip', 'w', method) as archive:
+    archive.write(source / 'list_eval_partition.txt', 'list_eval_partition.txt')
+    for path in sorted(source.rglob('*.jpg')):
+      archive.write(path, path.name)
+    starts = {info.filename: info.header_offset for info in archive.infolist()}
+  return tmp_path / 'celeba.zip', starts
+
+
+def change_bytes(path, at, new):
+  data = bytearray(path.read_bytes())
+  data[at : at + len(new)] = new
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize('method', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_of_a_zip_file_is_skipped(tmp_path, method):
+  source, starts = packed(tmp_path, method)
+  # Behind the 30 bytes of its header and its name.
+  change_bytes(source, starts['000002.jpg'] + 30 + len('000002.jpg'), b'\xff' * 9)
+  builder = build(tmp_path, source)
+  assert builder.info.metadata['skipped'] == {'damaged in the zip file': ['000002.jpg']}
+  assert builder.info.splits['train'].num_examples == 7
+
+
+@pytest.mark.parametrize(('field', 'value'), [(8, b'\x01'), (10, b'\x09')], ids=['encrypted', 'deflate64'])
+def test_a_zip_file_that_python_cannot_unpack(tmp_path, field, value):
+  source, _ = packed(tmp_path)
+  # The last one in the directory at the end.
+  change_bytes(source, source.read_bytes().rindex(b'PK\x01\x02') + field, value)
+  with pytest.raises(UserError, match=r'celeba\.zip: cannot be unpacked here .*; unpack it, and give the folder'):
+    build(tmp_path, source)
+
+
+@pytest.mark.parametrize('change', [
+  lambda lines: b'\xef\xbb\xbf' + b'\n'.join(lines),
+  lambda lines: b'"image_id","partition"\r\n' + b''.join(b'"%s","%s"\r\n' % (*line.split(),) for line in lines),
+  lambda lines: b'\n'.join([*lines, b'caf\xe9']),
+], ids=['byte order mark', 'quotes', 'latin-1'])  # fmt: skip
+def test_partitions_as_editors_save_them(tmp_path, change):
+  source = write_celeba(tmp_path / 'celeba')
+  path = source / 'list_eval_partition.txt'
+  path.write_bytes(change(path.read_bytes().splitlines()))
+  builder = build(tmp_path, source)
+  check_records(builder, with_labels=False)
+  assert builder.info.metadata['skipped'] == {}
+
+
+def test_a_partition_in_another_form(tmp_path):
+  source = write_celeba(tmp_path / 'celeba')
+  path = source / 'list_eval_partition.txt'
+  text = path.read_text()
+  numbered = ''.join(f'{i},{line.replace(" ", ",")}\n' for i, line in enumerate(text.splitlines()))
+  for data in (numbered.encode(), text.encode('utf-16')):
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r'partition\.txt: no line of the partition is understood; they go as'):
+      build(tmp_path, source)
+
+
 # TFDS's own celeb_a downloads; this one has its name, its keys and its order.
 class CelebA(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """A small `celeb_a`."""
@@ -140,6 +229,15 @@ def test_what_is_missing_is_counted(tmp_path, label_folder):
     'damaged or truncated': ['000003.jpg'],
   }
   assert builder.info.splits['train'].num_examples == 5
+
+
+def test_dangling_links_are_skipped(tmp_path, label_folder):
+  source = write_celeba(tmp_path / 'celeba', NUMBERS[1:])
+  (source / 'img_align_celeba' / '000001.jpg').symlink_to('nowhere.jpg')
+  (label_folder / '000002.png').unlink()
+  (label_folder / '000002.png').symlink_to('nowhere.png')
+  builder = build(tmp_path, source, labels=label_folder)
+  assert builder.info.metadata['skipped'] == {'no such file': ['000001.jpg', '000002.jpg']}
 
 
 def test_count_is_for_each_split(tmp_path):

@@ -132,6 +132,22 @@ def test_what_cannot_be_used_is_skipped_and_counted(tmp_path, source):
   }
 
 
+def test_dangling_links_are_skipped(tmp_path, source):
+  write_part(source, 0, 'hat', part_mask(0, 1))
+  for path in (source / celebamask_hq.PICTURES / '1.jpg', source / celebamask_hq.PARTS / '0' / '00000_hat.png'):
+    path.unlink()
+    path.symlink_to('nowhere')
+  builder = build(tmp_path, source)
+  assert sorted(builder.info.metadata['skipped']['no such file']) == ['0.jpg', '1.jpg']
+
+
+def test_the_least_bytes_are_those_of_the_jpegs_where_these_are_kept(source):
+  least = lambda size: celebamask_hq.Builder(config=celebamask_hq.make_config(source=source, size=size)).least_bytes()
+  files = (source / celebamask_hq.PICTURES).iterdir()
+  assert least(1024) == sum(path.stat().st_size for path in files)
+  assert least(16) == len(NUMBERS) * 16 * 16 // 2
+
+
 def test_a_changed_part_changes_the_digest(source):
   digest = lambda: celebamask_hq.Builder(config=celebamask_hq.make_config(source=source)).listing.digest()
   before = digest()

@@ -1,6 +1,7 @@
 """A folder of pictures becomes records: original bytes, checked label maps, splits, an account of what was skipped."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -250,6 +251,58 @@ def test_label_maps_inside_the_source_are_no_pictures(tmp_path):
   pictures.write_picture(tmp_path / 'images' / 'labels' / 'a.png', label_map())
   builder = build(tmp_path, labels=tmp_path / 'images' / 'labels')
   assert list(records(builder)['train']) == ['a.png']
+
+
+def test_label_maps_beside_the_pictures(tmp_path):
+  folder = tmp_path / 'images'
+  write_set(tmp_path, ['a.jpg', 'b.png', 'c/a.jpg', 'd.jpg'])
+  for name in ('a.png', 'c/a.PNG'):
+    pictures.write_picture(folder / name, label_map())
+  builder = build(tmp_path, labels=folder)
+  found = records(builder)['train']
+  assert list(found) == ['a.jpg', 'c/a.jpg']
+  for record in found.values():
+    np.testing.assert_array_equal(record['label'][..., 0], label_map())
+  assert builder.info.metadata['skipped'] == {'no label map': ['b.png', 'd.jpg']}
+
+
+def test_no_label_maps_beside_the_pictures(tmp_path):
+  write_set(tmp_path, ['a.png', 'b.png'])
+  with pytest.raises(UserError, match=r'labels=.*images.: no label maps beside the pictures, .*; leave --labels out'):
+    build(tmp_path, labels=tmp_path / 'images')
+
+
+def test_a_png_without_its_end_is_stored_whole(tmp_path):
+  write_set(tmp_path, ['a.png'])
+  path = tmp_path / 'images' / 'a.png'
+  path.write_bytes(path.read_bytes()[:-12])
+  # TFDS decodes with OpenCV, which gives nothing for a PNG as it lies there.
+  np.testing.assert_array_equal(records(build(tmp_path))['train']['a.png']['image'], picture(0))
+
+
+def test_dangling_links_are_skipped(tmp_path):
+  write_set(tmp_path, ['a.png', 'b.png'], ['a.png', 'c.png'])
+  (tmp_path / 'images' / 'c.png').symlink_to('nowhere.png')
+  (tmp_path / 'labels' / 'b.png').symlink_to('nowhere.png')
+  builder = build(tmp_path, labels=tmp_path / 'labels')
+  assert list(records(builder)['train']) == ['a.png']
+  assert builder.info.metadata['skipped'] == {'no such file': ['b.png', 'c.png']}
+  config = face_folder.make_config(source=tmp_path / 'images', labels=tmp_path / 'labels')
+  assert face_folder.Builder(config=config).listing.digest()
+
+
+def test_names_that_are_not_utf8_are_skipped(tmp_path):
+  write_set(tmp_path, ['a.png', 'b.png', 'c.png'], ['a.png', 'b.png'])
+  for number, (name, folders) in enumerate([('b.png', ('images', 'labels')), ('c.png', ('images',))]):
+    for folder in folders:
+      path = tmp_path / folder / name
+      path.rename(path.with_name(os.fsdecode(b'%d\xe9.png' % number)))
+  builder = build(tmp_path, labels=tmp_path / 'labels')
+  assert list(records(builder)['train']) == ['a.png']
+  assert builder.info.metadata['skipped'] == {
+    'no label map': [r'1\xe9.png'],
+    'a name that is not UTF-8': [r'0\xe9.png'],
+  }
 
 
 def test_wrong_options(tmp_path):

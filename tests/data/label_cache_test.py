@@ -37,6 +37,21 @@ def test_a_file_that_is_no_cache_is_replaced(tmp_path):
   assert len(cache) == 1
 
 
+def test_a_file_damaged_inside_is_replaced(tmp_path):
+  cache = LabelCache(tmp_path / 'cache', MADE_BY)
+  cache.put((f'{i}.png', bytes([i]) * 1000) for i in range(100))
+  cache.close()
+  data = bytearray((tmp_path / 'cache').read_bytes())
+  # All but the first pages, which tell the tables.
+  data[4 * 4096 :] = bytes(len(data) - 4 * 4096)
+  (tmp_path / 'cache').write_bytes(data)
+  cache = LabelCache(tmp_path / 'cache', MADE_BY)
+  assert [cache.get(f'{i}.png') for i in range(100)] == [None] * 100
+  cache.put((f'{i}.png', b'again') for i in range(100))
+  cache.close()
+  assert LabelCache(tmp_path / 'cache', MADE_BY).get('99.png') == b'again'
+
+
 def test_an_empty_cache_leaves_no_file(tmp_path):
   LabelCache(tmp_path / 'cache', MADE_BY).close()
   assert not list(tmp_path.iterdir())

@@ -176,6 +176,23 @@ def test_one_picture_of_a_kind_is_for_training(tmp_path):
   assert listed(source) == {'train_makeup': ['makeup/0.png'], 'train_non_makeup': ['non-makeup/0.png']}
 
 
+def test_the_order_of_the_classes_in_segs_however_it_is_named(tmp_path):
+  source = write_mt(tmp_path / 'mt')
+  write(tmp_path / 'maps' / 'makeup', 1, label_map)
+  order = lambda **options: makeup_transfer.make_config(source=source, **options).label_order
+  assert order() == order(labels=source / 'segs') == 'makeup_transfer'
+  assert order(labels=tmp_path / 'maps') == 'celebamask_hq'
+  assert order(labels=source / 'segs', label_order='bisenet') == 'bisenet'
+
+
+def test_dangling_links_are_skipped(tmp_path):
+  source = write_mt(tmp_path / 'mt')
+  (source / 'images' / 'makeup' / '1.png').unlink()
+  (source / 'images' / 'makeup' / '1.png').symlink_to('nowhere.png')
+  builder = build(tmp_path, source, test_makeup=0, test_non_makeup=0)
+  assert builder.info.metadata['skipped'] == {'no such file': ['makeup/1.png']}
+
+
 def test_what_cannot_be_used_is_skipped_and_counted(tmp_path):
   source = write_mt(tmp_path / 'mt', makeup=8)
   images, segs = source / 'images' / 'makeup', source / 'segs' / 'makeup'

@@ -1,6 +1,8 @@
 """The embedded dataset: faces are pure functions of (seed, index), label maps are exact, makeup changes makeup only."""
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -309,13 +311,25 @@ def _contents(examples):
 
 
 def test_processes_generate_the_same_examples_in_the_same_order(tmp_path, monkeypatch):
-  builder = Builder(data_dir=tmp_path, config=make_config(size=16, count=24))
+  builder = Builder(data_dir=tmp_path, config=make_config(size=16, count=24), workers=2)
   alone = _contents(builder._generate_examples(range(24)))
   monkeypatch.setattr(builder_module, '_WORTH_A_POOL', 12)
-  monkeypatch.setattr(builder_module.os, 'cpu_count', lambda: 2)
   pooled = _contents(builder._generate_examples(range(24)))
   assert [key for key, _, _ in alone] == [f'{index:08d}' for index in range(24)]
   assert alone == pooled
+
+
+def _killed(index, **options):
+  del index, options
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told_and_not_waited_for(tmp_path, monkeypatch):
+  builder = Builder(data_dir=tmp_path, config=make_config(size=16, count=24), workers=2)
+  monkeypatch.setattr(builder_module, '_WORTH_A_POOL', 12)
+  monkeypatch.setattr(builder_module, '_example', _killed)
+  with pytest.raises(UserError, match='a process that renders faces was killed, .* with fewer --workers than 2'):
+    list(builder._generate_examples(range(24)))
 
 
 def test_preparing_does_not_import_tensorflow(tmp_path):

@@ -1,10 +1,12 @@
 import json
+import os
 
 import pytest
 
 from jaxface.cli import main
 from jaxface.errors import UserError
 from jaxface.prepare import find_prepared, prepare
+from jaxface_data.synthetic_faces.synthetic_faces_dataset_builder import Builder
 
 
 @pytest.mark.parametrize('size', [16, 144])
@@ -13,6 +15,17 @@ def test_any_size_and_count_can_be_prepared(size, tmp_path):
   assert summary.name == f'synthetic_faces/faces_{size}'
   metadata = json.loads((find_prepared(tmp_path, summary.name) / 'metadata.json').read_text())
   assert (metadata['size'], metadata['count'], metadata['seed']) == (size, 10, 3)
+
+
+@pytest.mark.parametrize('workers', [None, 3])
+def test_the_number_of_processes_is_the_users(tmp_path, monkeypatch, workers):
+  used = []
+  generate = Builder._generate_examples
+  monkeypatch.setattr(
+    Builder, '_generate_examples', lambda self, indices: used.append(self.workers) or generate(self, indices)
+  )
+  prepare('synthetic_faces', data_dir=tmp_path, size=16, count=2, workers=workers)
+  assert used == [workers or os.cpu_count()]
 
 
 def test_another_seed_is_not_mistaken_for_the_same_faces(tmp_path):
