@@ -41,7 +41,7 @@ def first_state(params: PyTree, model_state: PyTree, opt_state: PyTree, *, avera
   )
 
 
-def update_ema(ema: PyTree, params: PyTree, decay: float) -> PyTree:
+def update_ema(ema: PyTree, params: PyTree, decay: float | jax.Array) -> PyTree:
   """`decay * ema + (1 - decay) * params`, leaf by leaf; None stays None."""
   if ema is None:
     return None

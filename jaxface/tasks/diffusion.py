@@ -24,7 +24,7 @@ from jaxface.augment import to_signed, to_unit
 from jaxface.diffusion import process, samplers, training
 from jaxface.diffusion.schedule import Schedule
 from jaxface.errors import UserError
-from jaxface.state import PyTree, TrainState, first_state, update_ema
+from jaxface.state import PyTree, TrainState, first_state
 from jaxface.tasks.gradients import update
 from jaxface.tasks.task import Batch, Compared, Metrics, apart, coloured, row_keys, together
 
@@ -168,16 +168,15 @@ class DiffusionTask(abc.ABC):
     """One update; each row's timestep, noise, and whether it is given nothing, are drawn by its own key."""
     keys = row_keys(key, batch)
     rows = self.rows(state, batch, _fold(keys, 0)) | jax.vmap(self._drawn)(_fold(keys, 1))
-    state, metrics = update(
+    return update(
       state,
       rows,
       self._loss,
       self.optimizer,
       accumulate_steps=self.accumulate_steps,
+      ema_decay=training.ema_decay(state.step + 1, self.ema_decay) if self.ema_warmup else self.ema_decay,
       axis_name=self.axis_name,
     )
-    decay = training.ema_decay(state.step, self.ema_decay) if self.ema_warmup else self.ema_decay
-    return state.replace(ema=update_ema(state.ema, state.params, decay)), metrics
 
   def _drawn(self, key: jax.Array) -> dict[str, jax.Array]:
     t_key, noise_key, drop_key = jax.random.split(key, 3)

@@ -26,7 +26,8 @@ def gradients(
   """Mean gradient of `loss_fn(params, model_state, batch) -> (loss, (model_state, metrics))` over a batch.
 
   With `accumulate_steps` > 1 the batch is worked off in so many pieces, which takes that much less memory. Each piece
-  is normalised by its own BatchNorm statistics, so where there is BatchNorm the result is not that of the whole batch.
+  is normalised by its own BatchNorm statistics, so where there is BatchNorm the result is not that of the whole batch,
+  nor, with another number of processes, which hold other rows, that of the same pieces.
 
   Returns:
     (gradient, model state after the batch, metrics with 'grad_norm'); averaged over the devices of `axis_name`.
@@ -80,11 +81,14 @@ def update(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   *,
+  ema_decay: float | jax.Array,
   accumulate_steps: int = 1,
-  ema_decay: float = 0.0,
   axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-  """One update of a task with one loss and one optimizer: the state after it, and the metrics of `gradients`."""
+  """One update of a task with one loss and one optimizer: the state after it, and the metrics of `gradients`.
+
+  `ema_decay` is what the averaged copy keeps of itself, where there is one.
+  """
   params, opt_state, model_state, metrics = update_network(
     loss_fn,
     state.params,
