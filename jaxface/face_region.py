@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from jaxface import labels
+from jaxface.area import to_square
 from jaxface.pictures import PictureError
 from jaxface.texture import REPAINTED
 
@@ -80,8 +81,7 @@ class Square(NamedTuple):
 
     Beyond the photo its edge is repeated.
     """
-    cut = self._cut(photo, cv2.BORDER_REPLICATE)
-    return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if self.side > size else cv2.INTER_LINEAR)
+    return to_square(self._cut(photo, cv2.BORDER_REPLICATE), size)
 
   def label(self, label: np.ndarray, size: int) -> np.ndarray:
     """The same of a label map or mask, uint8 or bool [H, W], by the nearest pixel; beyond the photo it is 0."""

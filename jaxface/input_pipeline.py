@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from jaxface import labels
+from jaxface.area import to_square
 from jaxface.errors import UserError
 from jaxface.fields import FIELDS, REFERENCE
 from jaxface.prepare import find_prepared
@@ -28,7 +29,7 @@ from jaxface.workers import end_with_parent
 Record = Mapping[str, Any]
 NumpyBatch = dict[str, np.ndarray]
 
-RESIZES = {'bilinear': cv2.INTER_LINEAR, 'area': cv2.INTER_AREA}
+RESIZES = ('bilinear', 'area')
 
 # Companions come in another order than the pictures they go with.
 _COMPANIONS_SEED = 1_000_003
@@ -41,7 +42,7 @@ class Decode(grain.transforms.Map):
   'image', 'makeup_image' [S, S, 3]; 'label' [S, S] nearest; 'mask' [S, S, 1]: the face region (0 or 1 at the stored
   size) resized as the pictures are, so its edge is soft, times 255 (Toledo & Antonelo 2021); 'reference_image' and
   'reference_label' as without 'reference_'. The aspect ratio is not kept. `resize` 'bilinear' is what the public code
-  does (no antialiasing); 'area' averages where a picture shrinks a lot. With `own_split` the references are pictures
+  does (no antialiasing); 'area' averages along an axis that shrinks. With `own_split` the references are pictures
   of a split of their own, stored there as 'image' and 'label'.
   """
 
@@ -65,9 +66,9 @@ class Decode(grain.transforms.Map):
     return picture if picture.shape[:2] == size else cv2.resize(picture, size, interpolation=interpolation)
 
   def _image(self, picture: np.ndarray) -> np.ndarray:
-    shrinks = min(picture.shape[:2]) > self.image_size
-    # Area averaging only means something where the picture gets smaller.
-    return self._resized(picture, RESIZES[self.resize] if shrinks else cv2.INTER_LINEAR)
+    if self.resize == 'area':
+      return to_square(picture, self.image_size)
+    return self._resized(picture, cv2.INTER_LINEAR)
 
   _makeup_image = _image
 

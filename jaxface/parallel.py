@@ -323,13 +323,20 @@ class PmapEngine:
     return self._replicate(state.replace(frozen=self.task.frozen))
 
   def put(self, batch: Batch) -> Batch:
-    """This process's rows, numpy [B/P, ...], cut into [devices, B/devices, ...]; `pmap` places them."""
+    """This process's rows, numpy [B/P, ...], on its devices: [devices, B/devices, ...]."""
+    return self._put(self._cut(batch))
+
+  def _cut(self, batch: Batch) -> Batch:
     return {name: values.reshape(self._local, -1, *values.shape[1:]) for name, values in batch.items()}
 
+  @functools.cached_property
+  def _put(self) -> Callable[[Batch], Batch]:
+    return jax.pmap(lambda cut: cut)
+
   def put_stacked(self, batches: Sequence[Batch]) -> Batch:
-    """Several batches for one dispatch: leaves [devices, K, B/devices, ...]."""
-    cut = [self.put(batch) for batch in batches]
-    return {name: np.stack([batch[name] for batch in cut], axis=1) for name in cut[0]}
+    """Several batches for one dispatch: leaves [devices, K, B/devices, ...] on the devices."""
+    cut = [self._cut(batch) for batch in batches]
+    return self._put({name: np.stack([batch[name] for batch in cut], axis=1) for name in cut[0]})
 
   def put_dataset(self, dataset: Batch) -> None:
     """Keeps a whole dataset, numpy [N, ...], on every device; batches are then row numbers (`index`) into it."""

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxface import labels
+from jaxface.area import to_square
 from jaxface.errors import UserError
 from jaxface.folders import check_writable
 from jaxface.picture_sets import (
@@ -361,13 +362,7 @@ def _read_pairs(a: PictureSet, b: PictureSet, skipped: Skipped) -> Iterator[tupl
 def _resized(pictures: PictureSet, side: int | None) -> PictureSet:
   if side is None:
     return pictures
-
-  def read(i: int) -> np.ndarray:
-    picture = pictures.read(i)
-    shrinks = min(picture.shape[:2]) > side
-    return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-  return dataclasses.replace(pictures, read=read)
+  return dataclasses.replace(pictures, read=lambda i: to_square(pictures.read(i), side))
 
 
 def _check_any(count: int, skipped: Skipped) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxface import labels
-from jaxface.augment import Augment, flip, to_float
+from jaxface.augment import Augment, Framing, Zoom, flip, to_float
 
 
 @pytest.fixture
@@ -79,3 +79,80 @@ def test_a_row_keeps_its_draw_in_any_batch(batch):
 def test_to_float():
   np.testing.assert_array_equal(to_float(jnp.array([0, 255], jnp.uint8)), [0.0, 1.0])
   np.testing.assert_array_equal(to_float(jnp.array([0.25])), [0.25])
+
+
+@pytest.mark.parametrize('what', ['brightness', 'contrast', 'saturation'])
+def test_colour_changes_by_as_much_as_is_said_and_alike_with_and_without_makeup(what):
+  image = np.random.default_rng(1).uniform(0.4, 0.6, (200, 4, 4, 3)).astype(np.float32)
+  batch = {'image': image, 'makeup_image': image[..., ::-1].copy()}
+  out = jax.jit(Augment(**{what: 0.25}))(batch, _keys(200))
+
+  def amount(name):
+    """Of each row: what was added, or the factor."""
+    before, after = batch[name], np.asarray(out[name])
+    if what == 'brightness':
+      return (after - before).mean((1, 2, 3))
+    axes = (1, 2, 3) if what == 'contrast' else (3,)
+    spread = lambda x: x.std(axes) if what == 'contrast' else (x.max(3) - x.min(3)).mean((1, 2))
+    return spread(after) / spread(before) - 1
+
+  found = amount('image')
+  # Within the range and up to both its ends.
+  assert np.abs(found).max() <= 0.25 + 1e-3
+  assert found.min() < -0.2
+  assert found.max() > 0.2
+  np.testing.assert_allclose(amount('makeup_image'), found, atol=2e-3)
+
+
+def _places(rows, size):
+  """Pictures that show where a pixel is: row and column in red and green, and their cells as labels."""
+  y, x = np.mgrid[:size, :size]
+  image = np.stack([(y + 0.5) / size, (x + 0.5) / size, 0 * x], -1).astype(np.float32)
+  label = (y // 4 * 4 + x // 4).astype(np.uint8)  # 0..15 for 16 pixels.
+  return {'image': np.stack([image] * rows), 'label': np.stack([label] * rows)}
+
+
+def test_zoom_shows_a_square_of_any_place_and_of_the_sizes_asked_for():
+  size, rows = 16, 300
+  out = jax.jit(Zoom(least=0.5))(_places(rows, size), _keys(rows))
+  inner = np.asarray(out['image'])[:, 2:-2, 2:-2]  # At its rim an enlarged picture is flat.
+  share = (inner[:, -1, 0, 0] - inner[:, 0, 0, 0]) * size / (inner.shape[1] - 1)
+  assert 0.5 - 1e-3 <= share.min() < 0.53
+  assert 0.95 < share.max() <= 1 + 1e-3
+  for channel, line in ((0, inner[:, :, 5, 0]), (1, inner[:, 5, :, 1])):
+    # Where the square begins, as a share of the room that there is.
+    begin = line[:, 0] - 2.5 / size * share
+    free = share < 0.9
+    room = (begin / (1 - share))[free]
+    assert -0.01 < room.min() < 0.05, channel
+    assert 0.95 < room.max() < 1.01, channel
+  # A label is that of the place the picture shows there.
+  y, x = (np.floor(inner[..., c] * 4 - 1e-4).astype(int) for c in (0, 1))
+  edge = np.abs(inner[..., :2] * 4 - np.round(inner[..., :2] * 4)).min(-1) < 0.02
+  np.testing.assert_array_equal((y * 4 + x)[~edge], np.asarray(out['label'])[:, 2:-2, 2:-2][~edge])
+
+
+def test_zoom_mirrors_too():
+  batch = _places(40, 16)
+  mirrored = np.asarray(jax.jit(Zoom(flip=True))(batch, _keys(40))['image'])[:, 0, 0, 1] > 0.5
+  assert 0 < mirrored.sum() < 40
+  zoomed = np.asarray(jax.jit(Zoom(least=0.5, flip=True))(batch, _keys(40))['image'])
+  assert 0 < (zoomed[:, 8, 2, 1] > zoomed[:, 8, -3, 1]).sum() < 40
+
+
+def test_framing_cuts_the_middle_or_anywhere():
+  batch, keys = _places(200, 16), _keys(200)
+  middle = Framing(12).centred(batch)
+  for name, value in batch.items():
+    np.testing.assert_array_equal(middle[name], value[:, 2:14, 2:14])
+  jax.tree.map(np.testing.assert_array_equal, jax.jit(Framing(12).drawn)(batch, keys), middle)
+  drawn = jax.jit(Framing(12, random_crop=True).drawn)(batch, keys)
+  y, x = (np.round(np.asarray(drawn['image'])[:, 0, 0, c] * 16 - 0.5).astype(int) for c in (0, 1))
+  assert set(y) == set(x) == set(range(5))  # The first place and the last among them.
+  assert len(set(zip(y, x, strict=True))) == 25
+  for i in range(20):
+    np.testing.assert_array_equal(drawn['label'][i], batch['label'][i, y[i] : y[i] + 12, x[i] : x[i] + 12])
+  flipped = jax.jit(Framing(12, flip=True).drawn)(batch, keys)
+  turned = np.asarray(flipped['image'])[:, 0, 0, 1] > 0.5
+  assert 60 < turned.sum() < 140
+  np.testing.assert_array_equal(flipped['label'][turned], labels.MIRROR[middle['label'][turned][:, :, ::-1]])

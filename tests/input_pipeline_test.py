@@ -198,6 +198,20 @@ def test_area_averages_where_bilinear_skips():
   assert Decode(('label',), 16).map({'label': label})['label'].shape == (16, 16)
 
 
+def test_labels_are_those_at_the_centres_of_what_a_pixel_shows():
+  places = np.arange(36, dtype=np.uint8).reshape(6, 6, 1)
+  found = Decode(('label',), 2).map({'label': places})['label']
+  np.testing.assert_array_equal(found, places[1::3, 1::3, 0])
+
+
+def test_true_results_are_resized_as_their_pictures_are():
+  picture = np.random.default_rng(0).integers(0, 256, (37, 41, 3), np.uint8)
+  for resize in ('bilinear', 'area'):
+    decode = Decode(('image', 'makeup_image'), 16, resize)
+    found = decode.map({'image': picture, 'makeup_image': picture})
+    np.testing.assert_array_equal(found['makeup_image'], found['image'])
+
+
 def test_wrong_names_say_what_there_is(data_dir):
   with pytest.raises(UserError, match="no examples in split 'tset'"):
     open_dataset('synthetic_faces/faces_16', 'tset', ('image',), image_size=16, data_dir=data_dir)

@@ -103,3 +103,52 @@ def test_the_halving_rate_is_pytorchs_with_the_scheduler_first():
   np.testing.assert_allclose([1e4 * float(schedule(i)) for i in range(25)], arrays['lr_by_iteration'], rtol=1e-6)
   with pytest.raises(UserError, match="decay='halve' needs optimizer.halve_steps"):
     learning_rate_schedule(2e-4, total_steps=100, decay='halve')
+
+
+def _updates(optimizer, params, gradients):
+  """What follows from one gradient after another at the same parameters."""
+  state, updates = optimizer.init(params), []
+  for gradient in gradients:
+    update, state = optimizer.update(gradient, state, params)
+    updates.append(update)
+  return updates
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'second'), [('sgd', {}, 1), ('momentum', {}, 1.9), ('sgd', {'momentum': 0.5}, 1.5)]
+)
+def test_momentum_is_what_the_name_or_the_options_say(name, options, second):
+  one = {'bias': jnp.ones(2)}
+  first, then = _updates(make_optimizer(_config(name=name, options=options), total_steps=9), one, [one, one])
+  np.testing.assert_allclose(first['bias'], -0.1, rtol=1e-6)
+  np.testing.assert_allclose(then['bias'], -0.1 * second, rtol=1e-6)
+
+
+def test_gradients_are_clipped_together_then_decayed_then_scaled_by_part():
+  params = {part: {'kernel': jnp.full((2, 2), 2.0), 'bias': jnp.full(2, 2.0)} for part in ('body', 'head')}
+  gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 3.0), params)
+  config = _config(name='sgd', clip_global=1.0, l2=0.25, rates={'head': 10.0, 'body/bias': 2.0})
+  (found,) = _updates(make_optimizer(config, total_steps=9), params, [gradient])
+  clipped = 1 / np.sqrt(12)  # All twelve numbers are alike, and their norm becomes 1.
+  for part, name, factor, decay in (
+    ('body', 'kernel', 1, 0.5), ('body', 'bias', 2, 0), ('head', 'kernel', 10, 0.5), ('head', 'bias', 10, 0),
+  ):  # fmt: skip
+    np.testing.assert_allclose(found[part][name], -0.1 * factor * (clipped + decay), rtol=1e-5, err_msg=part + name)
+
+
+@pytest.mark.parametrize('key', ['l2', 'weight_decay'])
+def test_decay_everywhere_spares_nothing(key):
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  config = _config(name='sgd', **{key: 0.5, f'{key}_everywhere': True})
+  (found,) = _updates(make_optimizer(config, total_steps=9), params, [jax.tree.map(jnp.zeros_like, params)])
+  jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, -0.05, rtol=1e-6), found)
+
+
+@pytest.mark.parametrize(('decay', 'half'), [('linear', 0.5), ('poly', 0.5**0.9), ('cosine', 0.5), ('constant', 1)])
+def test_rates_by_the_name_of_the_decay(decay, half):
+  """By the updates that `make_optimizer` makes, so that every key reaches the schedule."""
+  config = _config(name='sgd', decay=decay, warmup_steps=2, warmup_from=0.001)
+  one = {'bias': jnp.ones(1)}
+  rates = -np.ravel([update['bias'] for update in _updates(make_optimizer(config, total_steps=8), one, [one] * 9)])
+  np.testing.assert_allclose(rates[[0, 1, 2, 5]], [0.001, 0.01, 0.1, 0.1 * half], rtol=1e-4)
+  np.testing.assert_allclose(rates[8], 0.1 if decay == 'constant' else 0, atol=1e-7)

@@ -173,6 +173,13 @@ def test_pictures_are_drawn_by_the_devices_that_have_them():
   assert set(convolutions) == {'1'}
 
 
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_batches_are_put_on_the_devices(mode):
+  engine = _engine(mode, 8)
+  for batch in (engine.put(_batch(0)), engine.put_stacked([_batch(0), _batch(1)])):
+    assert all(isinstance(values, jax.Array) and len(values.sharding.device_set) == 8 for values in batch.values())
+
+
 def test_a_step_compiles_once():
   engine = _engine('jit', 8)
   state = engine.init()

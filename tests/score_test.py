@@ -15,7 +15,7 @@ from jaxface.errors import UserError
 from jaxface.metrics import fid, kid, pixel
 from jaxface.metrics.vif import vif
 from jaxface.models.inception import SIDE
-from jaxface.picture_sets import PictureSet, batches_by_shape, open_pictures, paired
+from jaxface.picture_sets import PictureSet, Skipped, batches_by_shape, open_pictures, paired
 from jaxface.prepare import prepare
 from jaxface.ssim import ms_ssim, ssim
 
@@ -100,6 +100,19 @@ def test_a_metric_named_twice_counts_once(folders):
   once, twice = (score.score(*folders, metrics=metrics) for metrics in (['psnr'], ['psnr', 'psnr']))
   assert twice.protocol['pairs'] == once.protocol['pairs'] == '11'
   assert twice.results == once.results
+
+
+def test_large_pictures_reach_inception_without_antialiasing(tmp_path):
+  images = {f'{i}': np.random.default_rng(i).integers(0, 256, (600, 640, 3), np.uint8) for i in range(2)}
+  found = score._features(weights.load('inception', None), open_pictures(_write(tmp_path, images)), 8, Skipped())
+  np.testing.assert_allclose(found, _features(images), rtol=1e-5)
+
+
+def test_pictures_that_are_made_smaller_first_are_averaged(tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+  pictures = open_pictures(_write(tmp_path, {'0': image}))
+  np.testing.assert_allclose(score._resized(pictures, 8).read(0), image.reshape(8, 4, 8, 6, 3).mean((1, 3)), atol=0.51)
+  np.testing.assert_array_equal(score._resized(pictures, None).read(0), image)
 
 
 def test_statistics_are_saved_and_serve_as_the_real_side(folders, tmp_path):

@@ -14,15 +14,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxface import figures
+from jaxface import figures, input_pipeline
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
-from jaxface.evaluate import evaluate_runs, evaluate_state, joint_protocol
+from jaxface.evaluate import _mean_and_spread, evaluate_runs, evaluate_state, joint_protocol
 from jaxface.input_pipeline import open_dataset
 from jaxface.pictures import read_picture
 from jaxface.runlog import read_metrics
 from jaxface.runs import load_run
+from jaxface.state import TrainState
 from jaxface.train import NonFiniteError, train
 from tests.smoke import TINY, saved_state, shared_engine, short_config
 
@@ -189,12 +190,14 @@ def test_a_cut_off_line_of_metrics_is_forgotten(whole_run, tmp_path):
   assert read_metrics(workdir) == read_metrics(whole_run[0])
 
 
-def test_best_and_last_are_kept(config, tmp_path):
-  config.total_steps, config.eval_steps, config.keep_last = 6, 2, 1
+@pytest.mark.parametrize(('best_is', 'best_of'), [('lowest', min), ('highest', max)])
+def test_best_and_last_are_kept(config, tmp_path, best_is, best_of):
+  # The loss falls: the lowest is the last one's, the highest the first one's.
+  config.total_steps, config.eval_steps, config.keep_last, config.best_is = 6, 2, 1, best_is
   train(config, tmp_path / 'run', quiet=True)
   scores = {r['step']: r['validation/loss'] for r in read_metrics(tmp_path / 'run') if 'validation/loss' in r}
   with Checkpoints(tmp_path / 'run', read_only=True) as checkpoints:
-    best = min(scores, key=scores.get)
+    best = best_of(scores, key=scores.get)
     assert checkpoints.steps == sorted({best, 6})
     assert checkpoints.best_step == best
   assert load_run(tmp_path / 'run').step == best
@@ -282,6 +285,34 @@ def test_what_differs_between_runs_is_told_of_each():
   expected = {'dataset': 'faces', 'examples (a)': 6, 'examples (b)': 8}
   assert joint_protocol(runs) == expected | {'ssim (a)': 'window 11', 'mask (b)': 'above 0.5'}
   assert joint_protocol({'a': runs['a']}) == runs['a']
+
+
+class _Counts:
+  """In the place of an engine and its task: an example's figure is its number times the one parameter."""
+
+  task = property(lambda self: self)
+  put = staticmethod(lambda batch: batch)
+  metrics_on_host = staticmethod(lambda metrics: metrics)
+  summary = staticmethod(lambda means: means)
+
+  def eval_step(self, state, batch):
+    return {'figure': state.params * (batch['number'] * batch['weight']).sum(), 'count': batch['weight'].sum()}
+
+
+def test_evaluation_is_the_mean_over_real_rows_of_what_the_averaged_parameters_do(monkeypatch):
+  numbers, weights = np.float32([[1, 2], [6, 9]]), np.float32([[1, 1], [1, 0]])
+  batches = [{'number': n, 'weight': w} for n, w in zip(numbers, weights, strict=True)]
+  monkeypatch.setattr(input_pipeline, 'eval_batches', lambda *_, **__: iter(batches))
+  state = TrainState(3, params=1.0, model_state=None, opt_state=None, ema=10.0)
+  assert evaluate_state(_Counts(), state, None, batch_size=2) == {'figure': pytest.approx(10 * 9 / 3)}
+  assert evaluate_state(_Counts(), state.replace(ema=None), None, batch_size=2) == {'figure': pytest.approx(9 / 3)}
+
+
+def test_the_spread_over_draws_is_that_of_a_sample():
+  draws = [{'transfer, lips/l1': value, 'loss': value} for value in (1.0, 2.0, 4.0)]
+  wanted = {'transfer, lips/l1': 7 / 3, 'loss': 7 / 3, 'transfer, lips (sd)/l1': (7 / 3) ** 0.5}
+  assert _mean_and_spread(draws) == pytest.approx(wanted)
+  assert _mean_and_spread(draws[:1]) == draws[0]
 
 
 def test_runs_of_other_data_and_size_are_compared_as_they_are(whole_run, data_dir, makeup_dir, tmp_path):

@@ -145,7 +145,7 @@ def report(name: str, compiled: 'Compiled') -> str:
   if compiled.loops:
     lines.append(f'  {compiled.loops} loops, whose bodies are counted once: more is done than stands here')
   if topology.slices > 1:
-    lines.append('  exchanges between slices are timed as if within one: the data-centre network is slower')
+    lines.append(f'  {_between_slices(compiled)}')
   rate = compiled.batch_size / estimate.seconds
   lines += [
     '',
@@ -156,6 +156,13 @@ def report(name: str, compiled: 'Compiled') -> str:
     fuller = f'--config.batch_size={TPU_ROWS * topology.chips}'
     lines.append(f'under {TPU_ROWS} pictures a chip they are cut into strips; {fuller} may take little longer')
   return '\n'.join(lines)
+
+
+def _between_slices(compiled: 'Compiled') -> str:
+  if compiled.topology.is_gpu:
+    return 'exchanges between nodes are timed as if within one: the network is slower'
+  count, size = compiled.from_other_slices
+  return f'from other slices {size / 1e6:.4g} MB in {count} pieces, which no time stands for here'
 
 
 def _ms(seconds: float) -> str:
@@ -229,6 +236,7 @@ def as_json(name: str, compiled: 'Compiled') -> dict[str, Any]:
       'flops': compiled.flops,
       'bytes_moved': compiled.bytes_moved,
       'exchanges': by_kind(compiled.exchanges),
+      'from_other_slices': dict(zip(('count', 'bytes'), compiled.from_other_slices, strict=True)),
       'loops': compiled.loops,
       'estimated_seconds': {**dataclasses.asdict(estimate), 'step': estimate.seconds},
       'bound': estimate.bound,

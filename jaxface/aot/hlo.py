@@ -20,6 +20,7 @@ COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 AMONG_WORK = 'async_collective_fusion'
 # And writes a reduce-scatter as a fusion of an all-reduce and what each device takes of it.
 _CUT = 'all-reduce-scatter'
+_BY_HOST = 'is_host_transfer=true'
 # The GPU's compiler begins all of them apart, and notes where nothing runs meanwhile.
 _WAITS = '"is_sync":true'
 
@@ -136,6 +137,13 @@ def _grouped(exchanges: list[Collective]) -> dict[str, list[Collective]]:
   for each in exchanges:
     groups[each.kind].append(each)
   return {kind: groups[kind] for kind in KINDS if kind in groups}
+
+
+def from_other_slices(text: str) -> tuple[int, int]:
+  """How often a TPU receives from other slices, through its host, and how many bytes; not among `collectives`."""
+  received = [line.partition(' recv(')[0] for line in text.splitlines() if ' recv(' in line and _BY_HOST in line]
+  # What is received, and two counters.
+  return len(received), sum(bytes_of(shapes)[0] for shapes in received)
 
 
 def loops(text: str) -> int:

@@ -64,9 +64,11 @@ def roofline(
 
 
 def _exchange_seconds(exchange: Collective, chip: Chip, torus: Sequence[int]) -> float:
-  """Of an exchange among all chips, on all links at once; one that fewer chips take part in is no slower."""
-  if math.prod(torus) == 1:
-    return 0.0
+  """Of an exchange among all chips, on all links at once; one that fewer chips take part in is no slower.
+
+  Slices, or nodes, of a single chip are taken for neighbours.
+  """
+  torus = torus if math.prod(torus) > 1 else (2,)
   # Two neighbours along each axis; only one where the axis has but two chips.
   links = sum(min(side - 1, 2) for side in torus)
   hops = sum(side // 2 for side in torus)

@@ -64,6 +64,7 @@ class Compiled:
   """What the compiler says of one step on one device.
 
   `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit.
+  `from_other_slices` is how often and how many bytes a TPU receives from those, which the estimate knows nothing of;
   `loops` tells how many loops the program has, whose bodies are counted once; `text` is the program, as HLO.
   """
 
@@ -78,6 +79,7 @@ class Compiled:
   bytes_moved: float | None = None
   exchanges: list[hlo.Collective] | None = None
   estimate: Roofline | None = None
+  from_other_slices: tuple[int, int] = (0, 0)
   loops: int = 0
   text: str = ''
 
@@ -153,9 +155,8 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
     work = {'flops': program.cost_analysis()['flops'], 'bytes_moved': tpu_program.bytes_moved(text)}
   work['exchanges'] = hlo.collectives(text)
   estimate = roofline(**work, chip=topology.chip, dtype=config.model.dtype, torus=topology.torus)
-  return Compiled(
-    **about, seconds_to_compile=seconds, memory=memory, **work, estimate=estimate, loops=hlo.loops(text), text=text
-  )
+  read = {'from_other_slices': hlo.from_other_slices(text), 'loops': hlo.loops(text), 'text': text}
+  return Compiled(**about, seconds_to_compile=seconds, memory=memory, **work, estimate=estimate, **read)
 
 
 def _spread(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxface import labels
 from jaxface.augment import to_signed, to_unit
+from jaxface.collectives import next_rows
 from jaxface.diffusion import training
 from jaxface.diffusion.schedule import make_schedule
 from jaxface.errors import UserError
@@ -137,8 +138,7 @@ class ScaDmTask(DiffusionTask):
   def shown(self, state: TrainState, image: jax.Array, label: jax.Array) -> dict[str, Conditioning]:
     """The modes, and the styles of somebody else."""
     modes = self.modes(state, image, label)
-    other = jnp.roll(modes[OWN_STYLE].tokens, -1, axis=0)
-    return {**modes, _OTHER_STYLE: Conditioning(other, label)}
+    return {**modes, _OTHER_STYLE: Conditioning(next_rows(modes[OWN_STYLE].tokens, self.axis_name), label)}
 
   def nothing(self) -> Conditioning:
     """No class anywhere, and no style."""

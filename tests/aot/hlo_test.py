@@ -31,6 +31,8 @@ ENTRY %main.319_spmd (param.1: s32[], param.2: f32[512]) -> f32[] {
   %all-reduce-done.3 = f32[8]{0} all-reduce-done(%all-reduce-start.3)
   %reduce-scatter.4 = f32[16,8]{1,0} reduce-scatter(%e), channel_id=4, replica_groups=mesh['a'=4,'b'=2] {'a'}
   %while.1 = (s32[], f32[8]) while(%t), condition=%c, body=%b
+  %send = (f32[1,2,8]{2,1,0}, u32[], token[]) send(%f, %token), channel_id=5, is_host_transfer=true
+  %recv = (f32[2,2,8]{2,1,0}, u32[], token[]) recv(%token), channel_id=6, is_host_transfer=true
 }
 
 %all-reduce-scatter.5 (input: bf16[64,128]) -> bf16[16,128] {
@@ -55,6 +57,7 @@ def test_what_a_tpu_program_exchanges():
   assert found['reduce-scatter']['count'] == 2
   assert found['reduce-scatter']['bytes'] == 4 * 16 * 8 * 4 + 64 * 128 * 2
   assert hlo.loops(_TPU_PROGRAM) == 1
+  assert hlo.from_other_slices(_TPU_PROGRAM) == (1, 2 * 2 * 8 * 4)
 
 
 def test_the_source_of_an_exchange_is_named():

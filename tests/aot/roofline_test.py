@@ -47,8 +47,9 @@ def test_what_runs_beside_work_costs_only_what_it_takes_longer():
   assert _estimate(exchanges=hidden).seconds == pytest.approx(2e9 / (4 * 45e9))
 
 
-def test_one_chip_exchanges_nothing():
-  assert _estimate(exchanges=[Collective('all-reduce', 10**9, False, '')], torus=(1, 1)).seconds == 0
+def test_one_chip_exchanges_nothing_and_nodes_of_one_chip_do_as_neighbours():
+  assert _estimate(exchanges=[], torus=(1, 1)).seconds == 0
+  assert _estimate(exchanges=[Collective('all-reduce', 10**9, False, '')], torus=(1,)).exposed == pytest.approx(2 / 45)
 
 
 def test_a_peak_that_is_not_listed_is_unknown():

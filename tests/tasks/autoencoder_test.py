@@ -230,6 +230,16 @@ def test_what_is_drawn_and_compared(trained, seen):
   assert _summary(task, measured)['codebook/used'] * 32 == colours > 4
 
 
+def test_evaluation_shows_the_network_pictures_in_the_signed_range(trained, seen):
+  _, task, batch, states, _ = trained
+  image = batch['image'] / np.float32(255)
+  made, _ = jax.jit(task.model.apply)({'params': states[-1].ema['generator']}, 2 * image - 1)
+  made = np.clip((made + 1) / 2, 0, 1)
+  measured, columns, _ = seen[1]
+  np.testing.assert_allclose(columns['reconstruction'], made, atol=1e-4)
+  np.testing.assert_allclose(measured['reconstruction/l1'], np.abs(image - made).mean((1, 2, 3)), rtol=1e-3)
+
+
 def test_a_runs_configuration_rebuilds_its_network(trained):
   config, task, _, _, _ = trained
   assert make_vqgan(config.model) == task.model

@@ -10,14 +10,19 @@ import optax
 import pytest
 
 from jaxface import labels
-from jaxface.augment import to_signed
+from jaxface.augment import Zoom, to_signed
+from jaxface.diffusion import samplers, training
+from jaxface.diffusion.schedule import linear
 from jaxface.errors import UserError
 from jaxface.fields import take
 from jaxface.models.scadm import Conditioning
+from jaxface.models.sdm import condition_map
 from jaxface.parallel import JitEngine, make_mesh
-from jaxface.state import for_evaluation
-from jaxface.tasks import diffusion, make_task
-from jaxface.tasks.diffusion import NOTHING, content_keys
+from jaxface.state import TrainState, first_state, for_evaluation
+from jaxface.tasks import make_task
+from jaxface.tasks.diffusion import MASK_ONLY, NOTHING, Objective, Sampling, content_keys
+from jaxface.tasks.first_stage import FirstStage
+from jaxface.tasks.sdm import SdmTask
 from tests.smoke import experiment, untrained_state
 
 ROWS = 8
@@ -137,19 +142,44 @@ def test_latents_of_a_resident_dataset_are_those_of_the_step(scadm):
   np.testing.assert_array_equal(rows['x0'], engine.dataset['latent'][::-1])
 
 
-def test_the_public_average_lacks_the_style_encoder(scadm, monkeypatch):
+def test_the_public_average_lacks_the_style_encoder(scadm):
   task, state = scadm
   task = dataclasses.replace(task, ema_decay=0.99, optimizer=optax.sgd(0.1))
-  monkeypatch.setattr(diffusion, 'update', lambda state, *_, **__: (state.replace(step=state.step + 1), {}))
-  moved = state.replace(ema=jax.tree.map(np.zeros_like, state.params))
+  moved = state.replace(ema=jax.tree.map(np.zeros_like, state.params), opt_state=task.optimizer.init(state.params))
   batch = _batch(task.image_size)
   step = lambda task: jax.jit(task.train_step)(moved, batch, jax.random.key(0))[0]
+  after = step(task)
   # At the first update the decay is 2 / 11.
-  expected = jax.tree.map(lambda leaf: leaf * np.float32(9 / 11), state.params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), step(task).ema, expected)
+  expected = jax.tree.map(lambda leaf: leaf * np.float32(9 / 11), after.params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.ema, expected)
   public = step(dataclasses.replace(task, average_style=False)).ema
-  jax.tree.map(np.testing.assert_array_equal, public['style'], state.params['style'])
+  jax.tree.map(np.testing.assert_array_equal, public['style'], after.params['style'])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), public['unet'], expected['unet'])
+
+
+class _OneWeight:
+  """Stands for a network of one parameter: says the noise is so many times x, and nothing of the variance."""
+
+  def apply(self, variables, x, t, given):
+    return jnp.concatenate([variables['params']['w'] * x, jnp.zeros_like(x)], -1)
+
+
+@pytest.mark.parametrize('warmup', [True, False])
+def test_the_averaged_copy_follows_the_parameters(warmup):
+  """Through the step itself: an average that is overwritten before it is updated is no average."""
+  task = dataclasses.replace(
+    _system('sdm')[0], unet=_OneWeight(), optimizer=optax.sgd(0.1), image_size=8, ema_decay=0.9, ema_warmup=warmup
+  )
+  params = {'unet': {'w': jnp.float32(0)}}
+  state = first_state(params, None, task.optimizer.init(params), averaged=True)
+  step, average = jax.jit(task.train_step), 0.0
+  for n in range(1, 4):
+    state, _ = step(state, _batch(8), jax.random.key(n))
+    decay = min(0.9, (1 + n) / (10 + n)) if warmup else 0.9
+    average = decay * average + (1 - decay) * float(state.params['unet']['w'])
+    np.testing.assert_allclose(state.ema['unet']['w'], average, rtol=1e-5)
+    assert float(state.params['unet']['w']) > 1.05 * average
+  assert for_evaluation(state).params is state.ema
 
 
 def test_the_attention_loss_reaches_queries_and_keys(scadm):
@@ -172,6 +202,169 @@ def test_the_attention_loss_reaches_queries_and_keys(scadm):
   found = gradients(state.params, state)
   assert largest(found['denoising']) == 0
   assert largest(found['attention']) > 0
+
+
+class _Says:
+  """Stands for a network: `says(x, t, given)` is its output."""
+
+  def __init__(self, says):
+    self.says = says
+
+  def apply(self, variables, x, t, given):
+    return jnp.broadcast_to(self.says(x, t.reshape(-1, 1, 1, 1).astype(jnp.float32), given), x.shape)
+
+
+class _Plain(SdmTask):
+  """A diffusion of pictures whose network says nothing of the variance; a second mode is given nothing."""
+
+  def learned(self, output):
+    return output
+
+  def modes(self, state, image, label):
+    return {**super().modes(state, image, label), 'nothing': 0 * condition_map(label)}
+
+
+class _Unclipped(_Plain):
+  """Shows pictures of -8 to 8 as 0 to 1."""
+
+  def decode(self, state, x0):
+    return x0 / 8
+
+
+_NO_STATE = TrainState(jnp.zeros((), jnp.int32), {'unet': {}}, None, None)
+_SHARES = jnp.asarray(linear().alphas_cumprod, jnp.float32)
+
+
+def _plain(says, kind='eps', task=_Plain, *, clip=True, drop_rate=0.0):
+  schedule = linear()
+  sampling = Sampling(samplers.ddim(schedule, 10), clip=clip, cached=False)
+  objective = Objective(kind)
+  return task(_Says(says), schedule, objective, sampling, optax.identity(), image_size=8, drop_rate=drop_rate)
+
+
+def _knows(picture, kind):
+  """A network that knows the picture: the noise in x, the picture, or the velocity."""
+
+  def says(x, t, given):
+    a = _SHARES[t.astype(jnp.int32)]
+    eps = (x - jnp.sqrt(a) * picture) / jnp.sqrt(1 - a)
+    return {'x0': picture, 'eps': eps, 'v': jnp.sqrt(a) * eps - jnp.sqrt(1 - a) * picture}[kind]
+
+  return says
+
+
+def _row_keys(count=ROWS):
+  return jax.random.split(jax.random.key(4), count)
+
+
+def test_evaluation_measures_every_part_of_the_noise_levels_in_every_mode():
+  # Where something is given the error is the timestep itself, beside which the noise is small; else the noise's.
+  task = _plain(lambda x, t, given: jnp.where(given.any((1, 2, 3), keepdims=True), t, 0.0))
+  found = jax.jit(task.eval_step)(_NO_STATE, _batch(8), jax.random.key(0))
+  lowest = np.array([0, 250, 500, 750])
+  mine = np.asarray(found[f'{MASK_ONLY}/loss'])
+  assert (np.square(lowest).mean() < mine).all()
+  assert (mine < np.square(lowest + 250).mean()).all()
+  np.testing.assert_allclose(found['nothing/loss'], 1, atol=0.3)
+
+
+@pytest.mark.parametrize('kind', ['x0', 'v'])
+def test_evaluation_compares_with_what_the_network_predicts(kind):
+  batch = _batch(8)
+  image = jnp.asarray(batch['image'] / np.float32(127.5) - 1)
+  task = _plain(_knows(jnp.repeat(image, 2, 0), kind), kind)  # Of both modes, row by row.
+  for losses in jax.jit(task.eval_step)(_NO_STATE, batch, jax.random.key(0)).values():
+    np.testing.assert_allclose(losses, 0, atol=1e-3)
+
+
+def test_rows_draw_any_timestep_unit_noise_and_whether_they_are_given_nothing():
+  drawn = jax.jit(jax.vmap(_plain(None, drop_rate=0.2)._drawn))(_row_keys(4000))
+  share, _ = np.histogram(drawn['t'], 10, (0, 1000))
+  np.testing.assert_allclose(share / 4000, 0.1, atol=0.02)
+  assert 0 <= drawn['t'].min() <= 2
+  assert 997 <= drawn['t'].max() <= 999
+  np.testing.assert_allclose([drawn['noise'].mean(), drawn['noise'].std()], [0, 1], atol=0.01)
+  assert drawn['drop'].mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_sdm_gives_dropped_rows_nothing_and_trains_on_pictures_in_the_signed_range():
+  task, batch = _plain(None), _batch(8)
+  rows = task.rows(_NO_STATE, batch, _row_keys())
+  np.testing.assert_allclose(rows['x0'], batch['image'] / 127.5 - 1, atol=1e-6)
+  drop = np.arange(ROWS) % 3 == 0
+  given = task.given_rows(None, rows | {'drop': drop})
+  assert not np.asarray(given)[drop].any()
+  np.testing.assert_array_equal(given[~drop], condition_map(jnp.asarray(batch['label'], jnp.int32))[~drop])
+
+
+def test_the_error_of_each_timestep_has_its_weight():
+  schedule, t = linear(), np.array([0, 300, 999])
+  zeros = np.zeros((3, 2, 2, 1), np.float32)
+  rows = {'x0': zeros, 'noise': zeros + 1, 't': t}
+  found = Objective('x0', 'min_snr', gamma=2.0).row_losses(schedule, zeros + np.float32(0.5), rows)
+  weights = training.loss_weights('min_snr', schedule, 'x0', gamma=2.0)[t]
+  assert len(np.unique(weights)) == 3
+  np.testing.assert_allclose(found, 0.25 * weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['x0', 'v', 'eps'])
+def test_drawing_follows_a_network_of_any_kind_to_its_picture(kind):
+  picture = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
+  task = _plain(_knows(picture, kind), kind)
+  drawn = jax.jit(lambda keys: task.draw(_NO_STATE, jnp.zeros((2, 8, 8, 20)), keys))(_row_keys(2))
+  # The last step leaves the noise of t = 0, a hundredth.
+  np.testing.assert_allclose(drawn, np.repeat((picture + 1) / 2, 2, 0), atol=0.04)
+
+
+@pytest.mark.parametrize(('clip', 'brightest'), [(True, 1), (False, 3)])
+def test_what_a_step_takes_the_picture_to_be_is_held_in_range_where_that_is_asked_for(clip, brightest):
+  task = _plain(lambda x, t, given: 0 * x + 3, 'x0', _Unclipped, clip=clip)
+  drawn = jax.jit(lambda keys: task.draw(_NO_STATE, jnp.zeros((1, 8, 8, 20)), keys))(_row_keys(1))
+  np.testing.assert_allclose(8 * (2 * drawn.mean() - 1), brightest, atol=0.05)
+
+
+def test_pictures_are_drawn_twice_by_other_noise_to_tell_how_diverse_they_are():
+  batch = _batch(8)
+  found = jax.jit(lambda: _plain(lambda x, t, given: 0.5 * x).compared(_NO_STATE, batch)._asdict())()
+  for mode in (MASK_ONLY, 'nothing'):
+    once, again = found['repeats'][mode]
+    np.testing.assert_array_equal(once, found['sets'][mode])
+    assert np.abs(once - again).mean() > 0.02
+    np.testing.assert_array_equal(found['asked'][mode][1], once)
+  np.testing.assert_allclose(found['real'], batch['image'] / 255, atol=1e-6)
+
+
+class _Halves:
+  """An autoencoder whose latents are half of a picture's values."""
+
+  def apply(self, variables, x, method):
+    return {'encode': 0.5 * x, 'decode': 2 * x}[method]
+
+
+def test_latents_are_scaled_on_their_way_in_and_back_on_their_way_out():
+  image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 3)), jnp.float32)
+  stage = FirstStage(_Halves(), scale=4.0)
+  np.testing.assert_allclose(stage.encode({}, image), 2 * image, rtol=1e-6)
+  np.testing.assert_allclose(stage.decode({}, 2 * image), image, rtol=1e-6)
+
+
+def test_what_the_configuration_says_reaches_the_tasks():
+  config = experiment('scadm', 'published', None)
+  config.loss.update(discard_rate=0.3, drop_rate=0.1, attention='l2', attention_weight=0.02)
+  config.loss.update(prediction='v', weighting='min_snr', gamma=3.0, distance='l1')
+  config.ema_decay, config.average_style, config.first_stage.scale = 0.5, False, 1.5
+  task = make_task(config)
+  assert (task.discard_rate, task.drop_rate, task.attention_loss, task.attention_weight) == (0.3, 0.1, 'l2', 0.02)
+  assert task.objective == Objective('v', 'min_snr', 3.0, 'l1')
+  assert (task.ema_decay, task.average_style, task.first_stage.scale) == (0.5, False, 1.5)
+  config = experiment('sdm', 'published', None)
+  config.augment.update(least=0.7, flip=True)
+  config.loss.drop_rate, config.sampling.name = 0.1, 'ddpm'
+  task = make_task(config)
+  assert task.augment == Zoom(0.7, flip=True)
+  assert task.sampling.clip
+  assert task.sampling.plan.learned
+  assert task.drop_rate == 0.1
 
 
 @pytest.mark.parametrize(('name', 'key', 'value', 'told'), [

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxface import losses
 from jaxface.cli import load_config
 from jaxface.convert import from_reference, to_reference
 from jaxface.errors import UserError
+from jaxface.metrics import segmentation
 from jaxface.models.vae import FaceMaskVAE, Prediction
 from jaxface.optimizers import clip_each_by_norm, scale_by_keras_adam
 from jaxface.state import count, first_state, for_evaluation
@@ -175,6 +177,51 @@ def test_metrics_follow_their_protocols(one_batch):
   np.testing.assert_allclose(metrics['whole/l1'], np.abs(decoded - image).mean((1, 2, 3)), rtol=1e-4)
   np.testing.assert_allclose(metrics['true_mask/l1'], np.abs(composite - image).mean((1, 2, 3)), rtol=1e-4)
   assert (metrics['true_mask/l1'] < metrics['whole/l1']).all()
+
+
+@pytest.mark.parametrize('name', RECONSTRUCTION_LOSSES)
+def test_terms_have_the_published_weights(name):
+  keys = jax.random.split(jax.random.key(2), 6)
+  image, made = (jax.random.uniform(key, (2, 12, 12, 3)) for key in keys[:2])
+  mask = (jax.random.uniform(keys[2], (2, 12, 12, 1)) > 0.5).astype(jnp.float32)
+  logits, mean, log_sigma = (jax.random.normal(key, shape) for key, shape in
+                             zip(keys[3:], ((2, 12, 12, 1), (2, 4), (2, 4)), strict=True))  # fmt: skip
+  predicted = Prediction(made, 1 - made, jax.nn.sigmoid(logits), logits, mean, log_sigma)
+  parts = {
+    'l1': 4 * jnp.abs(image - made).mean(),
+    'l2': 100 * jnp.square(image - made).mean(),
+    'ssim': losses.ssim_loss(image, made),
+  }
+  expected = {part: parts[part] for part in name.split('_')}
+  expected['kl'] = 1e-3 * losses.kl_divergence(mean, log_sigma)
+  expected['bce'] = losses.binary_cross_entropy_from_logits(logits, mask)
+  expected['dice'] = losses.dice_loss(jax.nn.sigmoid(logits), mask)
+  for masks in (True, False):
+    wanted = expected if masks else {part: v for part, v in expected.items() if part not in ('bce', 'dice')}
+    loss, terms = VaeLoss(name, masks=masks)(predicted, image, mask)
+    assert terms.keys() == {'loss', *wanted}
+    for part, value in wanted.items():
+      np.testing.assert_allclose(terms[part], value, rtol=1e-5, err_msg=part)
+    np.testing.assert_allclose(loss, sum(wanted.values()), rtol=1e-5)
+
+
+def test_evaluations_loss_and_masks_are_those_of_each_picture(one_batch):
+  task, state = _tiny('mask_l1'), for_evaluation(_fresh(True))
+  metrics = jax.jit(task.eval_step)(state, one_batch, jax.random.key(0))
+  image, mask = one_batch['image'] / np.float32(255), one_batch['mask'] / np.float32(255)
+  predicted = jax.jit(task.predict)(state, image)
+  np.testing.assert_allclose(metrics['mask/iou'], segmentation.mask_iou(predicted.mask, mask), rtol=1e-5)
+  np.testing.assert_allclose(metrics['mask/dice'], segmentation.mask_dice(predicted.mask, mask), rtol=1e-5)
+  by_predicted = predicted.decoded * predicted.mask + image * (1 - predicted.mask)
+  np.testing.assert_allclose(
+    metrics['predicted_mask/l1'], np.abs(by_predicted - image).mean((1, 2, 3)), rtol=1e-4, atol=1e-6
+  )
+  for i in range(4):
+    one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], predicted)
+    # Only the face counts, set on the true background by the true mask, as in training.
+    one = one._replace(image=one.decoded * mask[i : i + 1] + image[i : i + 1] * (1 - mask[i : i + 1]))
+    loss, _ = task.loss(one, image[i : i + 1], mask[i : i + 1])
+    np.testing.assert_allclose(metrics['loss'][i], loss, rtol=1e-4)
 
 
 def test_the_background_has_no_gradient_with_masks():
