@@ -90,7 +90,13 @@ def test_a_killed_run_computes_what_it_would_have_computed(config, tmp_path):
 def test_a_run_outlives_its_terminal_and_saves_when_that_is_closed(config, tmp_path):
   run = tmp_path / 'run'
   process = subprocess.Popen(
-    [sys.executable, '-c', _TRAIN, *_command(run, config, '--config.total_steps=100_000')],
+    # Tests started by `nohup` would hand on that this signal is ignored.
+    [
+      sys.executable,
+      '-c',
+      f'import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n{_TRAIN}',
+      *_command(run, config, '--config.total_steps=100_000'),
+    ],
     cwd=REPOSITORY,
     env=os.environ | {'XLA_FLAGS': _flags(devices=1)},
     stdout=subprocess.PIPE,
