@@ -77,25 +77,19 @@ class Checkpoints:
   @property
   def best_step(self) -> int | None:
     """The step with the best validation metric, or None where none was measured."""
-    scored = [c for c in self._orbax.checkpoints if c.metrics and _BEST in c.metrics]
+    scored = [c for c in self._orbax.checkpoints if _has_score(c)]
     return min(scored, key=lambda c: c.metrics[_BEST]).step if scored else None
 
   def save(
-    self,
-    step: int,
-    state: TrainState,
-    next_batch: int,
-    fingerprint: str | None,
-    score: float | None = None,
-    *,
-    again: bool = False,
+    self, step: int, state: TrainState, next_batch: int, fingerprint: str | None, score: float | None = None
   ) -> None:
     """Copies the state off the devices and writes it in the background.
 
     `fingerprint` names the data the run is bound to (None: any); the lowest `score` is the best. A step that is there
-    already stays as it is; with `again` it is replaced.
+    already is only written again to give it its first score.
     """
-    if step in self.steps and not again:
+    there = [checkpoint for checkpoint in self._orbax.checkpoints if checkpoint.step == step]
+    if there and (score is None or _has_score(there[0])):
       return
     with _disk_errors_are_the_users(self.folder):
       self._orbax.save_checkpointables_async(
@@ -104,7 +98,7 @@ class Checkpoints:
         metrics=None if score is None else {_BEST: float(score)},
         custom_metadata=None if fingerprint is None else {'data': fingerprint},
         force=True,
-        overwrite=again,
+        overwrite=bool(there),
       )
 
   def wait(self) -> None:
@@ -159,6 +153,10 @@ def _by_all(read: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
   except Exception as error:  # Whatever is wrong with the files.
     found, problem = None, _brief(error)
   return None if anywhere(found is None) else found, problem
+
+
+def _has_score(checkpoint: Any) -> bool:
+  return bool(checkpoint.metrics) and _BEST in checkpoint.metrics
 
 
 def _check_data(known: str, now: str) -> None:

@@ -334,39 +334,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   args.overrides = rest
   try:
-    status = _run(args)
-  except Exception:
-    if not _in_company():
-      raise
-    traceback.print_exc()
-    status = _leave(1)
+    status = args.run(args) or 0
+  except (Exception, KeyboardInterrupt) as error:
+    status = _leave(_told(error))
   return _all_said(status)
 
 
-def _run(args: argparse.Namespace) -> int:
-  """Does what a command says; errors that are the user's become one line."""
-  try:
-    return args.run(args) or 0
-  except UserError as error:
-    print(f'jaxface: error: {error}', file=sys.stderr)
-    return _leave(2)
-  except BrokenPipeError:  # Whoever read our words has enough, as `| head` has.
+def _told(error: BaseException) -> int:
+  """The exit status of what went wrong, told in one line where it is the user's; raises again what is not."""
+  if isinstance(error, UserError):
+    line, status = f'error: {error}', 2
+  elif isinstance(error, BrokenPipeError):  # Whoever read our words has enough, as `| head` has.
     return 128 + signal.SIGPIPE
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    print(f'jaxface: error: the disk is full ({error.filename}); make room and say the same again', file=sys.stderr)
-    return _leave(2)
-  except KeyboardInterrupt:
-    print('jaxface: interrupted', file=sys.stderr)
-    return _leave(130)
-  except RuntimeError as error:
-    from jaxface.train import NonFiniteError
+  elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    line, status = f'error: the disk is full ({error.filename}); make room and say the same again', 2
+  elif isinstance(error, KeyboardInterrupt):
+    line, status = 'interrupted', 130
+  elif _is_non_finite(error):
+    line, status = f'error: {error}', 1
+  elif _in_company():  # Python would tell it only after it has waited for the others.
+    traceback.print_exception(error)
+    return 1
+  else:
+    raise error
+  print(f'jaxface: {line}', file=sys.stderr)
+  return status
 
-    if not isinstance(error, NonFiniteError):
-      raise
-    print(f'jaxface: error: {error}', file=sys.stderr)
-    return _leave(1)
+
+def _is_non_finite(error: BaseException) -> bool:
+  if not isinstance(error, RuntimeError):
+    return False
+  from jaxface.train import NonFiniteError
+
+  return isinstance(error, NonFiniteError)
 
 
 def _in_company() -> bool:

@@ -74,8 +74,8 @@ def is_plain(data: bytes) -> bool:
     # MPO is what phones write: a JPEG with a second picture behind it, which JPEG decoders never see.
     is_jpeg = picture.format in ('JPEG', 'MPO')
     # Pillow shows a 16-bit RGB PNG as 8-bit RGB; bytes 24 and 25 of the file tell depth and colour type (2: RGB).
-    is_png = picture.format == 'PNG' and data[24:26] == b'\x08\x02' and getattr(picture, 'n_frames', 1) == 1
-    is_png = is_png and _is_whole_png(data)
+    is_rgb_png = picture.format == 'PNG' and data[24:26] == b'\x08\x02' and getattr(picture, 'n_frames', 1) == 1
+    is_png = is_rgb_png and _is_whole_png(data)
     upright = picture.getexif().get(0x0112, 1) == 1
     return (is_jpeg or is_png) and picture.mode == 'RGB' and 'transparency' not in picture.info and upright
 

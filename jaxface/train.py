@@ -112,9 +112,11 @@ class _Loop:
     config, engine, log = self.config, self.engine, self.log
     metrics: dict[str, float] = {}
     if missed:
-      metrics, stop = self._look(state, first_step, _Due(evaluate=True, render=True), again=True)
+      metrics, stop = self._look(state, first_step, _Due(evaluate=True, render=True, save=True))
       if stop:
         return self._stopped(first_step, metrics)
+      if first_step >= config.total_steps:
+        return Outcome(first_step, True, metrics)
     stream = _open_stream(config, engine, self.train_set, first_step)  # Batch t is what step t + 1 learns from.
     pending = _Pending(engine)
     step, compiled_for = first_step, 0
@@ -145,11 +147,8 @@ class _Loop:
     self.log.say(f'asked to stop: saved at step {step}; say the same command again to go on')
     return Outcome(step, False, metrics)
 
-  def _look(self, state: TrainState, step: int, due: '_Due', *, again: bool = False) -> tuple[dict[str, float], bool]:
-    """Validates, saves and draws as is due; returns validation's metrics, and whether to stop: then it only saves.
-
-    `again` is of a state that is saved already, without its score.
-    """
+  def _look(self, state: TrainState, step: int, due: '_Due') -> tuple[dict[str, float], bool]:
+    """Validates, saves and draws as is due; returns validation's metrics, and whether to stop: then it only saves."""
     config, engine = self.config, self.engine
     metrics, score = None, None
     if due.evaluate and self.validation_set is not None:
@@ -166,9 +165,8 @@ class _Loop:
       score = metrics[config.best_metric] * _BEST_IS[config.best_is] if config.best_metric else None
     stop = self.stop.agreed()
     # Before it is drawn, which may take longer than a scheduler waits.
-    if due.save or stop or score is not None:
-      saved = engine.to_saved(state)
-      self.checkpoints.save(step, saved, step, self.train_set.fingerprint, score, again=again and score is not None)
+    if due.save or stop:
+      self.checkpoints.save(step, engine.to_saved(state), step, self.train_set.fingerprint, score)
     if due.render and not stop:
       self.log.pictures(step, engine.render(for_evaluation(state), self.examples))
     return metrics or {}, stop
@@ -205,9 +203,12 @@ def _validation_was_missed(config: ConfigDict, workdir: Path, step: int) -> bool
   before = max(step - config.steps_per_dispatch, 0)
   if step == 0 or not _what_is_due(config, before, step, first=False, stop=False).evaluate:
     return False
-  records = read_metrics(workdir) if speaks() else ()
-  done = any(record['step'] == step and any(name.startswith('validation/') for name in record) for record in records)
-  return anywhere(speaks() and not done)
+  return anywhere(speaks() and not _validated(workdir, step))
+
+
+def _validated(workdir: Path, step: int) -> bool:
+  records = [record for record in read_metrics(workdir) if record['step'] == step]
+  return any(name.startswith('validation/') for record in records for name in record)
 
 
 # Preemption, Ctrl-C, and a terminal that is closed.

@@ -20,6 +20,7 @@ COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 AMONG_WORK = 'async_collective_fusion'
 # And writes a reduce-scatter as a fusion of an all-reduce and what each device takes of it.
 _CUT = 'all-reduce-scatter'
+# What goes to another slice goes through the host.
 _BY_HOST = 'is_host_transfer=true'
 # The GPU's compiler begins all of them apart, and notes where nothing runs meanwhile.
 _WAITS = '"is_sync":true'
