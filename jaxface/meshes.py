@@ -57,22 +57,14 @@ def on_host(tree: PyTree) -> PyTree:
 def whole(kernel: jax.Array) -> jax.Array:
   """A kernel that `fsdp` devices share, all of it on each of them, inside a step of `JitEngine`; else as it is.
 
-  Left to itself the compiler may cut features as the kernel is cut, and move those between devices instead. Of the
-  gradient a device is sent the part that it keeps.
+  Left to itself the compiler may cut features as the kernel is cut, and move those between devices instead. The
+  gradient is asked for whole, too: a GPU's compiler cuts it anyway, a TPU's would work it out piece by piece in a loop,
+  each round on a sixteenth of the channels where there are sixteen devices.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if 'fsdp' not in mesh.auto_axes or mesh.shape['fsdp'] == 1:
     return kernel
-  return _whole(kernel)
-
-
-@jax.custom_vjp
-def _whole(kernel: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(kernel, PartitionSpec())
-
-
-# JAX's own derivative would ask for the whole gradient on every device, too, which sends twice as much.
-_whole.defvjp(lambda kernel: (_whole(kernel), None), lambda _, gradient: (gradient,))
 
 
 def rows_per_device(rows: int) -> int:

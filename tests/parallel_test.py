@@ -243,8 +243,8 @@ def test_kernels_travel_and_features_stay():
 
   arguments = jax.device_put((params, x, t), (cuts, rows, rows))
   lowered = jax.jit(in_engine, out_shardings=cuts).lower(*arguments)
-  # The four kernels are asked for whole, their gradients are not.
-  assert lowered.as_text().count('sharding_constraint') == 4
+  # The four kernels are asked for whole, and so are their gradients.
+  assert lowered.as_text().count('sharding_constraint') == 8
   program = lowered.compile()
   exchanges = by_kind(collectives(program.as_text()))
   assert exchanges.keys() <= {'all-gather', 'all-reduce', 'reduce-scatter'}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxface.benchmark import training
@@ -84,7 +85,7 @@ def test_what_cannot_be_known_is_not_a_number():
 
 
 def test_parts_of_devices_are_summed():
-  mesh = jax.make_mesh((4, 2), ('data', 'other'))
+  mesh = jax.make_mesh((4, 2), ('data', 'other'), axis_types=(AxisType.Auto, AxisType.Auto))
   product = lambda x, kernel: x @ kernel
   spread = lambda **options: jax.jit(
     jax.shard_map(product, mesh=mesh, in_specs=(P('data'), P()), out_specs=P('data'), **options)
