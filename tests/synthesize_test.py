@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxface import device_map, face_drawing, labels, parsing, pictures
+from jaxface import device_map, face_drawing, labels, parsing, pictures, synthesis_figures
 from jaxface.cli import main
+from jaxface.errors import UserError
 from jaxface.runs import Run
 from jaxface.state import TrainState
-from jaxface.synthesis_figures import Drawing
+from jaxface.styles import Style
+from jaxface.synthesis_figures import OWN, Blend, Drawing, Face
 from jaxface.tasks import make_task
 from jaxface.tasks.scadm import ScaDmTask
 from tests.smoke import experiment
@@ -272,6 +274,54 @@ def test_reconstruction_shows_what_each_stage_makes_of_a_photo(files, tmp_path):
     np.testing.assert_allclose(coded, photo / 2, atol=0.51)
     brightness = _brightness(own, name, 'hair')
     np.testing.assert_allclose(_part(none, 'hair') - 0.8 * 127.5, brightness, atol=1.5, err_msg='grey: no style')
+
+
+def _face(number: int) -> Face:
+  """A face of one colour, which all its parts' styles are, too; without a picture they are minus that."""
+  label = np.arange(20, dtype=np.int32).reshape(4, 5) % labels.NUM_CLASSES
+  style = Style(np.full((labels.NUM_CLASSES, 1), number, np.float32), np.ones(labels.NUM_CLASSES, bool))
+  none = Style(-style.tokens, np.zeros(labels.NUM_CLASSES, bool))
+  return Face(Path(f'{number}.png'), label, np.full((4, 5, 3), number, np.uint8), none, style)
+
+
+def _drawn_in(column: list[Drawing]) -> list[tuple[int, int, float]]:
+  return [(layout, draw, float(style.tokens[0, 0])) for layout, draw, style in column]
+
+
+def test_every_row_of_a_figure_has_its_own_layout_style_and_draw():
+  layouts, other = [_face(1), _face(2)], _face(7)
+  ours = [(0, 0, 1), (0, 1, 1), (1, 0, 2), (1, 1, 2)]
+  theirs = [(layout, draw, 7) for layout, draw, _ in ours]
+  first_and_second = lambda table: [[image[0, 0, 0] for image in table[f'{n} style']] for n in ('first', 'second')]
+  table = synthesis_figures.strip(layouts, Blend((OWN, other)), (0, 1), 2)
+  assert (_drawn_in(table['mix 0']), _drawn_in(table['mix 1'])) == (ours, theirs)
+  assert first_and_second(table) == [[1, 1, 2, 2], [7] * 4]
+  table = synthesis_figures.parts(layouts, Blend((OWN, other)), 2)
+  assert (_drawn_in(table['unchanged']), _drawn_in(table['all'])) == (ours, theirs)
+  assert first_and_second(table) == [[1, 1, 2, 2], [7] * 4]
+  table = synthesis_figures.reconstruction(layouts, {}, 2)
+  assert _drawn_in(table['own style']) == ours
+  assert _drawn_in(table['mask only']) == [(layout, draw, -number) for layout, draw, number in ours]
+
+
+def test_options_reach_the_run_and_its_sampler(files, tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(face_drawing, 'open_run', lambda *where, styled: asked.extend((*where, styled)))
+
+  def sampling(run, *how):
+    asked.extend(how)
+    raise UserError('enough')
+
+  monkeypatch.setattr(face_drawing, 'make_sampling', sampling)
+  more = '--sampler', 'dpm_solver', '--guidance', 2, '--checkpoint', 500
+  assert main(_words(files, tmp_path / 'out.png', *more)) == 2
+  assert asked == [Path(_RUN), '500', False, 'dpm_solver', 2, 2]
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(files, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(face_drawing, 'draw', lambda *_: pytest.fail('drawn'))
+  (tmp_path / 'file').write_bytes(b'')
+  assert 'file' in _fails(capsys, _words(files, tmp_path / 'file/out.png', '--count', 1))
 
 
 def test_what_a_photo_lacks_is_said_and_kept(files, tmp_path, caplog):

@@ -229,6 +229,15 @@ def test_a_row_does_not_depend_on_its_neighbours():
   assert len({float(value) for i in range(6) for value in samplers.draw_noise(keys, (3,), i).ravel()}) == 6 * 8 * 3
 
 
+def test_no_step_draws_the_noise_that_the_picture_starts_from():
+  plan = samplers.ddpm(scaled_linear(), 3)
+  keys = jax.random.split(jax.random.key(2), 4)
+  x = samplers.draw_noise(keys, (5,))
+  noise = jnp.stack([samplers.draw_noise(keys, (5,), i) for i in (1, 2, 3)])
+  drawn = lambda **how: samplers.sample(plan, lambda x, time: 0.5 * x, x, **how)
+  np.testing.assert_allclose(drawn(keys=keys), drawn(noise=noise), rtol=1e-5)
+
+
 def test_times_reach_the_network_row_by_row_without_recompiling():
   schedule = scaled_linear()
   plan = samplers.ddim(schedule, 5)
@@ -285,6 +294,9 @@ def test_wrong_plans_say_what_is_right():
     samplers.make_plan('ddpm', schedule, 50, eta=0.5)
   with pytest.raises(UserError, match='eta=2;'):
     samplers.make_plan('ddim', schedule, 50, eta=2)
+  for eta in (-0.5, float('nan')):
+    with pytest.raises(UserError, match=f'eta={eta};'):
+      samplers.make_plan('ddim', schedule, 50, eta=eta)
   with pytest.raises(UserError, match="unknown variance 'fixed'; choose from small, large, learned"):
     samplers.make_plan('ddpm', schedule, variance='fixed')
   with pytest.raises(UserError, match='give `keys`'):

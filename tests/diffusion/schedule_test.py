@@ -57,9 +57,12 @@ def test_every_count_of_spaced_timesteps_is_kept():
 def test_make_schedule_by_name():
   schedule = schedules.make_schedule('linear', end=0.01, timesteps=10)
   np.testing.assert_allclose(schedule.betas, np.linspace(1e-4, 0.01, 10))
+  np.testing.assert_allclose(schedules.make_schedule('linear', start=1e-3).betas, np.linspace(1e-3, 0.02, 1000))
   with pytest.raises(UserError, match="unknown schedule 'cosin'; choose from scaled_linear, linear"):
     schedules.make_schedule('cosin')
   with pytest.raises(UserError, match='end=2 of the schedule'):
     schedules.make_schedule('linear', end=2)
+  with pytest.raises(UserError, match='start=0 of the schedule'):
+    schedules.make_schedule('linear', start=0)
   with pytest.raises(UserError, match='timesteps=1;'):
     schedules.make_schedule('linear', timesteps=1)

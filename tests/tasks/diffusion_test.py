@@ -20,9 +20,12 @@ from jaxface.models.sdm import condition_map
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.state import TrainState, first_state, for_evaluation
 from jaxface.tasks import make_task
+from jaxface.tasks import scadm as scadm_task
 from jaxface.tasks.diffusion import MASK_ONLY, NOTHING, Objective, Sampling, content_keys
 from jaxface.tasks.first_stage import FirstStage
+from jaxface.tasks.scadm import ScaDmTask
 from jaxface.tasks.sdm import SdmTask
+from jaxface.tasks.task import coloured
 from tests.smoke import experiment, untrained_state
 
 ROWS = 8
@@ -127,6 +130,45 @@ def test_rows_lose_their_style_or_everything(scadm):
   assert (np.abs(given.tokens[~drop]).max((1, 2)) > 0).all()
   empty = Conditioning(given.tokens[drop][:1], given.label[drop][:1])
   jax.tree.map(np.testing.assert_array_equal, task.nothing(), empty)
+
+
+def test_as_many_rows_lose_their_style_as_asked(scadm):
+  task, state = scadm
+  task = dataclasses.replace(task, discard_rate=0.2)
+  image = np.full((1000, 2, 2, 3), 255, np.uint8)
+  batch = {'image': image, 'label': image[..., 0], 'latent': image}
+  rows = task.rows(state, batch, jax.random.split(jax.random.key(0), 1000))
+  assert (rows['style'] == 0).all((1, 2, 3)).mean() == pytest.approx(0.2, abs=0.04)
+
+
+class _MeanStyle(ScaDmTask):
+  """A picture's style is its mean, in every class."""
+
+  def style(self, params, image, label):
+    return jnp.broadcast_to(image.mean((1, 2, 3))[:, None, None], (len(image), labels.NUM_CLASSES, 1))
+
+
+def test_each_mode_is_given_the_style_that_it_is_named_after(scadm):
+  task, state = scadm
+  task = _MeanStyle(**{field.name: getattr(task, field.name) for field in dataclasses.fields(ScaDmTask)})
+  mean = np.array([0.1, 0.2, 0.4], np.float32)
+  image = jnp.broadcast_to(mean[:, None, None, None], (3, 2, 2, 3))
+  shown = task.shown(state, image, jnp.zeros((3, 2, 2), jnp.int32))
+  found = {name: np.asarray(given.tokens[:, 0, 0]) for name, given in shown.items()}
+  assert found.keys() == {'own style', MASK_ONLY, "next row's style"}
+  np.testing.assert_allclose(found['own style'], mean, rtol=1e-5)
+  np.testing.assert_allclose(found["next row's style"], np.roll(mean, -1), rtol=1e-5)
+  assert not found[MASK_ONLY].any()
+
+
+def test_the_attention_loss_has_its_weight(scadm, monkeypatch):
+  task, state = scadm
+  task = dataclasses.replace(task, attention_weight=0.01)
+  monkeypatch.setattr(scadm_task, 'denoise_with_scores', lambda unet, variables, x, t, given: (x, []))
+  monkeypatch.setattr(training, 'attention_loss', lambda scores, label, kind: jnp.float32(3))
+  zeros = jnp.zeros((1, *task.x_shape))
+  rows = {'x0': zeros, 'noise': zeros, 't': jnp.zeros(1, jnp.int32), 'label': None}
+  assert float(task.terms(state.params, rows, None)['attention']) == pytest.approx(0.03)
 
 
 def test_latents_of_a_resident_dataset_are_those_of_the_step(scadm):
@@ -287,6 +329,24 @@ def test_rows_draw_any_timestep_unit_noise_and_whether_they_are_given_nothing():
   assert drawn['drop'].mean() == pytest.approx(0.2, abs=0.03)
 
 
+def test_every_timestep_is_trained():
+  task = dataclasses.replace(_plain(None), schedule=linear(timesteps=4))
+  assert set(np.asarray(jax.vmap(task._drawn)(_row_keys(200))['t'])) == {0, 1, 2, 3}
+
+
+class _TwoTerms(_Plain):
+  def terms(self, params, rows, given):
+    return {'denoising': params, 'variance': 2 * params}
+
+  def given_rows(self, params, rows):
+    return None
+
+
+def test_all_terms_are_descended():
+  loss, (_, metrics) = _plain(None, task=_TwoTerms)._loss(jnp.float32(1), None, {})
+  assert (float(loss), float(metrics['loss'])) == (3, 3)
+
+
 def test_sdm_gives_dropped_rows_nothing_and_trains_on_pictures_in_the_signed_range():
   task, batch = _plain(None), _batch(8)
   rows = task.rows(_NO_STATE, batch, _row_keys())
@@ -305,6 +365,8 @@ def test_the_error_of_each_timestep_has_its_weight():
   weights = training.loss_weights('min_snr', schedule, 'x0', gamma=2.0)[t]
   assert len(np.unique(weights)) == 3
   np.testing.assert_allclose(found, 0.25 * weights, rtol=1e-5)
+  found = Objective('x0', 'min_snr', gamma=2.0, distance='l1').row_losses(schedule, zeros + np.float32(0.5), rows)
+  np.testing.assert_allclose(found, 0.5 * weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ['x0', 'v', 'eps'])
@@ -334,6 +396,34 @@ def test_pictures_are_drawn_twice_by_other_noise_to_tell_how_diverse_they_are():
   np.testing.assert_allclose(found['real'], batch['image'] / 255, atol=1e-6)
 
 
+class _Coded(_Plain):
+  def coded(self, state, image):
+    return {'coded': 0 * image + 0.5}
+
+
+def test_pictures_are_measured_and_shown_by_the_mode_that_they_are_drawn_in():
+  # Bright where something is given, else dark.
+  task = _plain(lambda x, t, given: jnp.where(given.any((1, 2, 3), keepdims=True), 0.6, -0.6), 'x0', _Coded)
+  batch = _batch(8)
+  found, shown = jax.jit(
+    lambda: (task.compared(_NO_STATE, batch)._asdict(), task.render(_NO_STATE, batch, jax.random.key(0)))
+  )()
+  true = batch['image'] / np.float32(255)
+  close = functools.partial(np.testing.assert_allclose, atol=0.04)
+  wanted = {MASK_ONLY: 0.8, 'nothing': 0.2}
+  for mode, level in wanted.items():
+    for picture in (found['sets'][mode], *found['repeats'][mode], found['asked'][mode][1], shown[mode]):
+      close(picture, level)
+  assert found['pairs'].keys() == {*wanted, 'coded'}
+  for mode, level in (wanted | {'coded': 0.5}).items():
+    close(found['pairs'][mode][0], true)
+    close(found['pairs'][mode][1], level)
+  close(found['asked']['true pictures'][1], true)
+  np.testing.assert_array_equal(found['asked'][MASK_ONLY][0], batch['label'])
+  close(shown['input'], true)
+  np.testing.assert_array_equal(shown['label map'], coloured(jnp.asarray(batch['label'], jnp.int32)))
+
+
 class _Halves:
   """An autoencoder whose latents are half of a picture's values."""
 
@@ -353,14 +443,36 @@ def test_what_the_configuration_says_reaches_the_tasks():
   config.loss.update(discard_rate=0.3, drop_rate=0.1, attention='l2', attention_weight=0.02)
   config.loss.update(prediction='v', weighting='min_snr', gamma=3.0, distance='l1')
   config.ema_decay, config.average_style, config.first_stage.scale = 0.5, False, 1.5
-  task = make_task(config)
+  config.schedule.update(start=0.001, end=0.01)
+  config.sampling.update(name='ddim', steps=10, eta=0.5, guidance=3.0)
+  config.model.update(num_blocks=3, spade_hidden=6, remat=True, style_width=3, style_dim=5)
+  config.accumulate_steps = 2
+  task = make_task(config, 'devices')
   assert (task.discard_rate, task.drop_rate, task.attention_loss, task.attention_weight) == (0.3, 0.1, 'l2', 0.02)
   assert task.objective == Objective('v', 'min_snr', 3.0, 'l1')
   assert (task.ema_decay, task.average_style, task.first_stage.scale) == (0.5, False, 1.5)
+  np.testing.assert_allclose(task.schedule.betas[[0, -1]], [0.001, 0.01])
+  assert task.sampling.plan.draws
+  # Latents are not bounded.
+  assert not task.sampling.clip
+  assert task.protocol['pictures'].endswith('10 steps, guidance 3')
+  assert (task.unet.num_blocks, task.unet.spade_hidden, task.unet.remat) == (3, 6, True)
+  assert (task.style_encoder.width, task.style_encoder.token_dim) == (3, 5)
+  assert (task.accumulate_steps, task.axis_name) == (2, 'devices')
   config = experiment('sdm', 'published', None)
   config.augment.update(least=0.7, flip=True)
   config.loss.drop_rate, config.sampling.name = 0.1, 'ddpm'
-  task = make_task(config)
+  config.loss.update(weighting='min_snr', gamma=3.0)
+  config.schedule.update(start=0.001, end=0.01)
+  config.model.update(head_channels=8, remat=True)
+  config.ema_decay, config.ema_warmup, config.accumulate_steps = 0.5, True, 2
+  task = make_task(config, 'devices')
+  assert task.objective == Objective('eps', 'min_snr', 3.0)
+  np.testing.assert_allclose(task.schedule.betas[[0, -1]], [0.001, 0.01])
+  assert (task.unet.head_channels, task.unet.remat) == (8, True)
+  assert (task.ema_decay, task.ema_warmup, task.accumulate_steps, task.axis_name) == (0.5, True, 2, 'devices')
+  config.ema_warmup = False
+  assert not make_task(config).ema_warmup
   assert task.augment == Zoom(0.7, flip=True)
   assert task.sampling.clip
   assert task.sampling.plan.learned
