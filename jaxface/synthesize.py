@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -110,7 +109,11 @@ def synthesize(
     table = _blended(figure, layout_faces, whole, {n: p and faces[p] for n, p in parts.items()}, shares, count)
   drawings = [cell for column in table.values() for cell in column if isinstance(cell, Drawing)]
   drawn = face_drawing.draw(run, sampling, drawings, layout_faces, seed)
-  written = _write_figure(out, table, drawn) if one_picture else _write_each(out, table, drawn, asked)
+  written = (
+    _write_figure(out, table, drawn)
+    if one_picture
+    else _write_each(out, table, drawn, asked, of_photos=figure == 'swap')
+  )
   number = len(drawings)
   print(f'drew {number:,} {"faces" if number > 1 else "face"} in {len(sampling.plan.timesteps)} steps: {out}')
   return written
@@ -210,13 +213,17 @@ def _write_figure(out: Path, table: Table, drawn: Iterator[np.ndarray]) -> list[
   return [out]
 
 
-def _write_each(out: Path, table: Table, drawn: Iterator[np.ndarray], layouts: Sequence[Path]) -> list[Path]:
+def _write_each(
+  out: Path, table: Table, drawn: Iterator[np.ndarray], layouts: Sequence[Path], *, of_photos: bool
+) -> list[Path]:
   written = []
   for caption, column in table.items():
+    # Names of photos stay what they are, or two might become one.
+    word = caption if of_photos else caption.replace(' ', '_')
     cells = [cell for cell in column if isinstance(cell, Drawing)]
     several = max((cell.draw for cell in cells), default=0) > min((cell.draw for cell in cells), default=0)
     for layout, draw, _ in cells:
-      name = f'{layouts[layout].stem}__{re.sub(r"[^A-Za-z0-9.-]+", "_", caption)}'
+      name = f'{layouts[layout].stem}__{word}'
       path = out / (f'{name}__{draw + 1}.png' if several else f'{name}.png')
       pictures.write_picture(path, next(drawn))
       written.append(path)

@@ -246,6 +246,17 @@ def test_the_swap_table_has_layouts_down_and_styles_across(files, tmp_path):
   assert [path.name for path in (tmp_path / 'each').iterdir()] == ['map__bert.png']
 
 
+def test_the_swap_table_in_a_folder_has_a_file_for_each_photo_whatever_its_name(files, tmp_path):
+  names = ('a b', 'a_b', '张三', '李四')
+  for name in names:
+    pictures.write_picture(tmp_path / f'{name}.png', pictures.read_picture(files / 'anna.png'))
+    pictures.write_picture(tmp_path / f'labels/{name}.png', _label())
+  words = _words(files, tmp_path / 'each', '--figure', 'swap', style=[tmp_path / f'{name}.png' for name in names])
+  words[words.index('--style-labels') + 1] = str(tmp_path / 'labels')
+  assert main(words) == 0
+  assert {path.name for path in (tmp_path / 'each').iterdir()} == {f'map__{name}.png' for name in names}
+
+
 def test_the_figure_of_parts_changes_one_at_a_time(files, tmp_path):
   out = tmp_path / 'parts'
   words = _words(files, out, '--figure', 'parts', layouts=['anna.png'], style=['own', 'bert.png'])
