@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxface import labels
-from jaxface.augment import Augment, Framing, Zoom, flip, to_float
+from jaxface.augment import Augment, Framing, Zoom, flip, scaled_crop, to_float
 
 
 @pytest.fixture
@@ -156,3 +156,33 @@ def test_framing_cuts_the_middle_or_anywhere():
   turned = np.asarray(flipped['image'])[:, 0, 0, 1] > 0.5
   assert 60 < turned.sum() < 140
   np.testing.assert_array_equal(flipped['label'][turned], labels.MIRROR[middle['label'][turned][:, :, ::-1]])
+
+
+def test_a_shift_repeats_the_edge():
+  label = np.full((40, 8, 8), 7, np.uint8)
+  label[:, 4:] = 9
+  batch = {'label': label, 'image': np.repeat(label[..., None], 3, -1) * np.float32(1 / 20)}
+  out = jax.jit(Augment(crop_pixels=6))(batch, _keys(40))
+  rows = np.asarray(out['label'])[:, :, 0]
+  # Nothing but the two halves, one above the other: no black border, which would be background, and no mirror image.
+  assert set(np.unique(rows)) == {7, 9}
+  assert (np.diff(rows.astype(int), axis=1) >= 0).all()
+  assert len(np.unique((rows == 7).sum(1))) > 5
+  np.testing.assert_allclose(out['image'][..., 0], out['label'] / 20, atol=1e-6)
+
+
+def test_a_picture_that_shrinks_is_averaged_and_not_overshot():
+  stripes = jnp.zeros((32, 32, 3)).at[:, ::2].set(1)
+  crop, _ = scaled_crop(stripes, jnp.zeros((32, 32), jnp.uint8), jnp.float32(0.5), jnp.zeros(2), 16)
+  # Two pixels are one; at the edge a window is cut.
+  np.testing.assert_allclose(crop[:, 1:-1], 0.5, atol=1e-5)
+  edge = jnp.zeros((8, 8, 3)).at[:, 4:].set(0.5)
+  crop, _ = scaled_crop(edge, jnp.zeros((8, 8), jnp.uint8), jnp.float32(2), jnp.zeros(2), 16)
+  np.testing.assert_allclose(crop[3, :, 0], [0] * 7 + [0.125, 0.375] + [0.5] * 7, atol=1e-6)
+
+
+def test_of_an_odd_margin_the_smaller_half_comes_first():
+  # 65 pixels of 321 leave 32 above the square of 256, as PIL's centre crop has it; training and evaluation agree.
+  batch = _places(2, 16)
+  for cut in (Framing(11).centred(batch), Framing(11).drawn(batch, _keys(2))):
+    np.testing.assert_array_equal(cut['image'], batch['image'][:, 2:13, 2:13])

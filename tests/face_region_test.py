@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxface import labels
+from jaxface.augment import Framing
 from jaxface.face_region import EXTENT, Canvas, Square, find_face, make_canvas, square_around
 from jaxface.pictures import PictureError
 
@@ -150,3 +151,62 @@ def test_what_is_pasted_lies_where_it_was_cut(side):
   error = (pasted.astype(int) - photo)[repainted]
   assert np.abs(error).max() <= 2
   np.testing.assert_allclose(error.mean(0), 0, atol=0.25, err_msg='not by half a pixel')
+
+
+@pytest.mark.parametrize(('width', 'fits'), [(8, True), (12, False)])
+def test_a_quarter_of_the_face_is_a_second_one(width, fits):
+  label = np.zeros((60, 100), np.uint8)
+  label[10:50, 10:50] = label[10:50, 80 : 80 + width] = _CLASS['skin']
+  if fits:
+    np.testing.assert_array_equal(np.argwhere(find_face(label, 'x').region)[-1], [49, 49])
+  else:
+    with pytest.raises(PictureError, match='the second is 30% of the first'):
+      find_face(label, 'x')
+
+
+def test_how_small_and_how_large_a_face_may_be():
+  label = np.zeros((100, 100), np.uint8)
+  label[:6, :10] = _CLASS['skin']  # Six in a thousand.
+  assert find_face(label, 'x').region.sum() == 60
+  label[5, :] = label[4, :] = 0
+  with pytest.raises(PictureError, match=r'no face found .at most 0\.4% of its pixels'):
+    find_face(label, 'x')
+  label[:88] = _CLASS['skin']
+  assert find_face(label, 'x').region.sum() == 8800
+  label[:92] = _CLASS['skin']
+  with pytest.raises(PictureError, match='covers everything .it has 92%'):
+    find_face(label, 'x')
+
+
+@pytest.mark.parametrize('between', ['eye_g', 'mouth'])
+def test_what_lies_in_a_face_does_not_divide_it_but_hair_does(between):
+  label = np.full((60, 60), _CLASS['hair'], np.uint8)
+  label[10:50, 10:50] = _CLASS['skin']
+  label[25:35, 10:50] = _CLASS[between]
+  face = find_face(label, 'x')
+  assert face.region.sum() == 40 * 40
+  assert face.repainted.sum() == 40 * 30
+  label[25:35, 10:50] = _CLASS['hair']
+  with pytest.raises(PictureError, match='two faces found'):
+    find_face(label, 'x')
+
+
+def test_what_is_brighter_than_white_is_white():
+  canvas = _canvas()
+  lights = canvas._replace(photo=np.full_like(canvas.photo, 250))
+  own = np.full((32, 32, 3), 0.5)
+  result = own + np.array([0.2, -0.2, -2.0])
+  np.testing.assert_array_equal(
+    np.unique(lights.paste(result, own)[25:40, 30:45].reshape(-1, 3), axis=0), [[255, 199, 0]]
+  )
+
+
+def test_a_label_map_shrinks_by_the_pixels_in_the_middle():
+  label = np.arange(81, dtype=np.uint8).reshape(9, 9)
+  np.testing.assert_array_equal(Square(0, 0, 9).label(label, 3), label[1::3, 1::3])
+
+
+def test_the_middle_is_that_of_the_framing():
+  photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  cut = Framing(11).centred({'image': photo[None]})['image'][0]
+  np.testing.assert_array_equal(Square(0, 0, 16).middle(11, 16).picture(photo, 11), cut)

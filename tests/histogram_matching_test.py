@@ -149,3 +149,13 @@ def test_products_count_and_look_up_as_the_plain_way_does():
   plain, products = both(level, mask, table)
   jax.tree.map(np.testing.assert_array_equal, plain, products)
   assert plain[0][1, 2, 7] == mask[1, 2][level[1, 2] == 7].sum()
+
+
+def test_levels_below_all_of_the_references_stay():
+  """Half of the reference is black: of what is darker than the median nothing has as small a share."""
+  image = np.repeat(np.arange(1, 101, dtype=np.float32).reshape(1, 10, 10, 1), 3, -1)
+  reference = np.where(image <= 50, 0, image + 100)
+  ones = np.ones((1, 10, 10), np.float32)
+  matched = np.asarray(_match(image, ones, reference, ones))
+  np.testing.assert_array_equal(matched[image < 50], image[image < 50])
+  np.testing.assert_allclose(matched[image > 51], image[image > 51] + 100, atol=1)

@@ -124,6 +124,22 @@ def test_a_pair_is_learnt_by_heart(whole_run, makeup_dir):
     assert last < 0.7 * first, (term, first, last)
 
 
+def test_the_averaged_copy_follows_the_generator(whole_run, makeup_dir):
+  """It is what evaluation takes: one that stands still is a network never trained."""
+  system, config, _ = whole_run
+  engine = shared_engine(config, devices=1)
+  batches = engine.put_stacked(_batches(makeup_dir, system)[:1])
+  state = engine.init()
+  before = jax.device_get(state.ema)
+  state, _ = engine.train_step(state, batches, None)
+  after, params = jax.device_get((state.ema, state.params))
+  assert before.keys() == after.keys() == {'generator'}
+  wanted = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before['generator'], params['generator'])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after['generator'], wanted)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after['generator'], before['generator'])
+  assert max(jax.tree.leaves(moved)) > 1e-4
+
+
 @pytest.mark.parametrize('system', SYSTEMS)
 def test_true_results_are_learnt_from_where_they_are_known(makeup_dir, system):
   config = _config(system, makeup_dir)

@@ -152,3 +152,18 @@ def test_rates_by_the_name_of_the_decay(decay, half):
   rates = -np.ravel([update['bias'] for update in _updates(make_optimizer(config, total_steps=8), one, [one] * 9)])
   np.testing.assert_allclose(rates[[0, 1, 2, 5]], [0.001, 0.01, 0.1, 0.1 * half], rtol=1e-4)
   np.testing.assert_allclose(rates[8], 0.1 if decay == 'constant' else 0, atol=1e-7)
+
+
+def test_every_variable_is_clipped_where_the_configuration_says_so():
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  gradient = {'kernel': jnp.full((2, 2), 3.0), 'bias': jnp.array([0.0, 0.5])}
+  (found,) = _updates(make_optimizer(_config(name='sgd', clip_each=1.0), total_steps=9), params, [gradient])
+  np.testing.assert_allclose(found['kernel'], -0.05, rtol=1e-6)  # Of norm 6, and then 1.
+  np.testing.assert_allclose(found['bias'], [0, -0.05], rtol=1e-6)  # Of norm 0.5, which is less.
+
+
+def test_a_part_s_rate_is_that_of_its_decay_too():
+  params = {'head': {'kernel': jnp.full((2, 2), 2.0)}}
+  config = _config(name='sgd', weight_decay=0.25, rates={'head': 10.0})
+  (found,) = _updates(make_optimizer(config, total_steps=9), params, [jax.tree.map(jnp.zeros_like, params)])
+  np.testing.assert_allclose(found['head']['kernel'], -0.1 * 10 * 0.5, rtol=1e-6)

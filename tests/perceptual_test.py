@@ -180,3 +180,61 @@ def test_what_a_parser_finds_is_compared_with_what_was_asked_for(data_dir, monke
 
 def test_the_protocol_names_the_files():
   assert Perceptual(['lpips-alex']).protocol == {'lpips-alex': 'v0.1; made_up.pth sha256:abcdef01'}
+
+
+class Bright(Darker):
+  """Makes pictures that leave the range at both its ends."""
+
+  def compared(self, state, batch):
+    image = batch['image'].astype(jnp.float32) / 255
+    made = 3 * image[..., ::-1] - state
+    return Compared({'bright': (image, made)}, real=image, sets={'bright': made}, persons={'bright': (image, made)})
+
+
+def test_networks_see_pictures_in_the_range_they_were_trained_on(dataset, monkeypatch):
+  # VIF is not symmetric, but wants larger pictures: what stands in for it tells which is the true one.
+  monkeypatch.setitem(perceptual._BY_EYE, 'vif', lambda true, made: (made - 2 * true).mean((1, 2, 3)))
+  engine = JitEngine(Bright(), seed=0, mesh=make_mesh(1, jax.devices()))
+  metrics = ['fid', 'identity', 'vif']
+  measured = Perceptual(metrics, allow_few=True).measure(engine, jnp.float32(0.75), dataset, batch_size=40)
+  images = input_pipeline.load_whole(dataset)['image'] / 255
+  made = 3 * images[..., ::-1] - 0.75
+  real, clipped = (fid.FeatureStatistics.of(x.mean((1, 2))) for x in (images, np.clip(made, 0, 1)))
+  assert measured['bright/fid'] == pytest.approx(fid.frechet_distance(real, clipped), rel=1e-3)
+  # The face network takes [-1, 1].
+  a, b = (2 * x.mean((1, 2)) - 1 for x in (images, made))
+  cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+  assert measured['bright/identity'] == pytest.approx(cosine.mean(), rel=1e-3)
+  assert measured['bright/vif'] == pytest.approx((made - 2 * images).mean(), rel=1e-3)
+
+
+class Eyes:
+  """In the place of a parser: notes the grey levels of the right half, and finds nothing."""
+
+  identity = 'eyes'
+
+  def __init__(self):
+    self.seen = set()
+
+  def __call__(self, images):
+    self.seen.update(*(np.unique(image[:, 8:]).tolist() for image in images))
+    return [0 * image[..., 0] for image in images]
+
+
+class Half(Painted):
+  """Of what `Painted` makes only the half."""
+
+  def compared(self, state, batch):
+    found = super().compared(state, batch)
+    return found._replace(asked={'half': found.asked['half']})
+
+
+@pytest.mark.parametrize(('grey', 'level'), [(9.7, 10), (-40.0, 0), (400.0, 255)])
+def test_the_parser_sees_the_nearest_of_256_levels(data_dir, monkeypatch, grey, level):
+  eyes = Eyes()
+  monkeypatch.setattr('jaxface.perceptual.load_parser', lambda workdir: eyes)
+  fields = {'image_size': 16, 'data_dir': str(data_dir)}
+  dataset = input_pipeline.open_dataset('synthetic_faces/faces_16', 'train', ('label',), **fields)
+  engine = JitEngine(Half(), seed=0, mesh=make_mesh(1, jax.devices()))
+  Perceptual(['miou'], parser='runs/parser').measure(engine, jnp.float32(grey / 255), dataset, batch_size=48)
+  assert eyes.seen == {level}

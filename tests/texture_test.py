@@ -135,3 +135,23 @@ def test_recipes_scale_with_the_picture():
 def test_wrong_recipes_say_what_is_right(make, message):
   with pytest.raises(UserError, match=message):
     make()
+
+
+@pytest.mark.parametrize('name', ['nose', 'l_brow', 'r_brow', 'u_lip', 'l_lip', 'l_eye', 'r_eye', 'mouth'])
+def test_every_feature_is_raised_and_no_hole_is_a_border(name):
+  rows, columns = np.mgrid[:40, :50]
+  image = np.repeat(((rows + columns) % 2 * 20.0)[..., None], 3, -1)
+  label = np.full((40, 50), SKIN)
+  plain = _texture(image, label, TextureRecipe(gain_features=3))
+  label[18:22, 20:24] = labels.index(name)
+  found = _texture(image, label, TextureRecipe(erosion=(2, 2), gain_features=3))
+  inside, apart = np.zeros(label.shape, bool), np.ones(label.shape, bool)
+  inside[18:22, 20:24], apart[12:28, 14:30] = True, False
+  hole = name in ('l_eye', 'r_eye', 'mouth')
+  np.testing.assert_allclose(found[inside], plain[inside] * (0 if hole else 3), atol=1e-3)
+  np.testing.assert_allclose(found[apart], plain[apart], atol=1e-3)
+  assert (found[~apart & ~inside] > 0).mean() > 0.4  # Eroded, there would be none of it near the hole.
+
+
+def test_a_small_sigma_stays_small():
+  assert TextureRecipe(sigma=0.5).scaled(96).sigma == 0.5

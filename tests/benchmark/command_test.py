@@ -222,3 +222,24 @@ def test_speed_needs_no_weights():
   assert weights.load('untrained:vgg19').variables['params']['conv4_1']['kernel'].shape == (3, 3, 256, 512)
   with pytest.raises(UserError, match="unknown network 'vgg20'"):
     weights.load('untrained:vgg20')
+
+
+def test_a_network_of_several_levels_is_the_same_configuration_again(tmp_path, monkeypatch, capsys):
+  """JSON has no tuples: one that is no list any more would be another configuration, which excuses everything."""
+  rows = [_row('train', 100.0)]
+  monkeypatch.setattr(benchmark_module, '_measure', lambda plan, meter: (rows, []))
+  config, out = experiment('vqgan', 'published'), tmp_path / 'rows.json'
+  assert isinstance(config.model.multipliers, tuple)
+  config.data.data_dir = str(tmp_path)
+  assert benchmark(config, out=out)
+  rows[0] = _row('train', 50.0)
+  assert not benchmark(config, against=out)
+  assert 'another configuration' not in capsys.readouterr().out
+
+
+def test_another_host_of_the_same_accelerator_is_no_excuse(report):
+  report['environment'].update(backend='tpu', devices=['TPU v4 0'])
+  now = copy.deepcopy(report)
+  now['environment']['cpu_cores'] = 64
+  now['rows'][0]['images_per_second'] = 50.0
+  assert compare(now, report).slower == ['train, batch 8, devices 1']

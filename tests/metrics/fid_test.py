@@ -104,3 +104,9 @@ def test_files_and_features_that_are_none_are_refused(tmp_path):
     FeatureStatistics.of(np.full((2, 3), np.nan))
   with pytest.raises(UserError, match='4 and of 5 features'):
     frechet_distance(FeatureStatistics.of(np.eye(4)), FeatureStatistics.of(np.eye(5)))
+
+
+def test_as_many_pictures_as_features_are_enough():
+  fid.check_count(2048)
+  with pytest.raises(UserError, match='faces: FID of 2,047 pictures is mostly noise .*take kid, or say --allow-few'):
+    fid.check_count(2047, 'faces')

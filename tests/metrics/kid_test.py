@@ -49,3 +49,14 @@ def test_what_has_no_kid_is_refused():
     kid(_features(1), _features(30))
   with pytest.raises(UserError, match=r'\(30, 16\) and \(30, 8\)'):
     kid(_features(30), _features(30)[:, :8])
+
+
+def test_all_of_either_set_is_drawn_from():
+  x, y = _features(60), _features(30, seed=1)
+  far = y.copy()
+  far[15:] += 3
+  found = kid(x[:15], far, subsets=200, subset_size=10)
+  assert found.mean == pytest.approx(kid(far, x[:15], subsets=200, subset_size=10).mean, rel=0.2)
+  assert found.mean > 10 * abs(kid(x[:15], y, subsets=200, subset_size=10).mean)
+  # The smaller set says how many are in a subset, whichever it is.
+  assert kid(x, y, subsets=2).subset_size == kid(y, x, subsets=2).subset_size == 30

@@ -9,7 +9,7 @@ import pytest
 
 from jaxface import convert
 from jaxface.errors import UserError
-from jaxface.models.beautygan import BeautyGenerator, PatchDiscriminator
+from jaxface.models.beautygan import BeautyGenerator, Conv, ConvTranspose, PatchDiscriminator
 from jaxface.state import count
 from tests.golden import load
 
@@ -126,3 +126,10 @@ def test_wrong_pictures_are_refused():
       jax.eval_shape(BeautyGenerator(4, 1).init, jax.random.key(0), jnp.zeros(source), jnp.zeros(reference))
   with pytest.raises(UserError, match=r'\(1, 23, 64, 3\).*at least 24'):
     jax.eval_shape(PatchDiscriminator().init, jax.random.key(0), jnp.zeros((1, 23, 64, 3)))
+
+
+def test_a_fresh_generators_kernels_are_xavier_normal():
+  kernel = Conv(64, 7).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']['kernel']
+  np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (49 * (3 + 64))), rtol=0.03)
+  kernel = ConvTranspose(16).init(jax.random.key(0), jnp.zeros((1, 8, 8, 64)))['params']['kernel']
+  np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (16 * (16 + 64))), rtol=0.03)

@@ -192,3 +192,10 @@ def test_bfloat16_and_recomputation_keep_float32_at_the_ends(golden):
 def test_wrong_input_says_what_is_right(make, message):
   with pytest.raises(UserError, match=message):
     make()
+
+
+def test_a_codebook_begins_as_wide_as_is_said():
+  for spread, limit in ((None, 1 / 64), (0.5, 0.5)):
+    variables = Quantiser(64, spread).init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
+    widest = jnp.abs(variables['params']['codebook']).max()
+    assert 0.9 * limit < widest <= limit

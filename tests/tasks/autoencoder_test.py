@@ -1,5 +1,6 @@
 """Training of the first stage: its losses are the public code's, it learns, and its figures are what they say."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,11 +15,13 @@ from jax import lax
 from jaxface.convert import vqgan as convert
 from jaxface.errors import UserError
 from jaxface.models.vqgan import Quantised
-from jaxface.state import for_evaluation
+from jaxface.state import TrainState, for_evaluation
 from jaxface.tasks.autoencoder import (
   AutoencoderLoss,
+  AutoencoderTask,
   LpipsLoss,
   Painted,
+  adaptive_weight,
   hinge_loss,
   make_autoencoder,
   make_vqgan,
@@ -270,3 +273,47 @@ def test_wrong_configurations_say_what_there_is():
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=told):
       make_autoencoder(config)
+
+
+def test_the_adaptive_weight_is_a_ratio_up_to_ten_thousand():
+  a, b = ({'kernel': jnp.array([3.0, 4.0])}, {'kernel': jnp.array([0.0, 0.5])})
+  np.testing.assert_allclose(adaptive_weight(a, b), 5 / 0.5001, rtol=1e-5)
+  np.testing.assert_allclose(adaptive_weight(a, jax.tree.map(jnp.zeros_like, b)), 1e4, rtol=1e-6)
+
+
+def test_factors_of_the_configuration_weigh_their_terms():
+  config = experiment('vqgan', 'published')
+  config.loss.codebook_weight, config.loss.beta, config.loss.perceptual_weight = 3.0, 0.5, 7.0
+  loss = make_autoencoder(config).loss
+  assert loss.perceptual_weight == 7
+  picture = jnp.zeros((1, 4, 4, 3))
+  quantised = Quantised(None, None, codebook=jnp.float32(2), commitment=jnp.float32(10))
+  loss = dataclasses.replace(loss, perceptual=None)
+  _, _, terms = loss(Painted(lambda kernel, features: features, None, picture), picture, quantised, None, 1.0)
+  np.testing.assert_allclose(terms['vq'], 3 * (2 + 0.5 * 10), rtol=1e-6)
+
+
+def test_the_statistics_see_the_real_pictures_first(monkeypatch):
+  task = make_autoencoder(experiment('vqgan', 'published'))
+  monkeypatch.setattr(AutoencoderTask, 'judge', lambda self, params, seen, picture: (picture, [*seen, picture]))
+  real, made = jnp.full(2, 0.25), jnp.full(2, -0.5)
+  loss, seen = task.discriminator_loss(None, [], real, made)
+  np.testing.assert_allclose(loss, 0.5 * (0.75 + 0.5))
+  np.testing.assert_array_equal(seen, [real, made])
+
+
+def test_every_step_varies_its_pictures_anew(monkeypatch):
+  drawn = []
+  own = lambda loss_fn, params, stats, batch, **_: loss_fn(params, stats, batch)
+  monkeypatch.setattr('jaxface.tasks.autoencoder.gradients', own)
+
+  def augment(batch, keys):
+    drawn.append(jax.random.key_data(keys))
+    raise StopIteration
+
+  task = dataclasses.replace(make_autoencoder(experiment('vqgan', 'published')), augment=augment)
+  batch = {'image': np.zeros((2, 16, 16, 3), np.uint8), 'row': np.arange(2)}
+  for seed in (0, 1):
+    with pytest.raises(StopIteration):
+      task.train_step(TrainState(jnp.int32(0), None, None, None), batch, jax.random.key(seed))
+  assert len(np.unique(np.concatenate(drawn), axis=0)) == 4

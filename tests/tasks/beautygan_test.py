@@ -1,5 +1,6 @@
 """BeautyGAN's training step is the public code's."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,9 +14,11 @@ from jaxface.augment import Framing
 from jaxface.convert import from_reference, to_reference
 from jaxface.perceptual_loss import PerceptualLoss
 from jaxface.state import TrainState, first_state
-from jaxface.tasks.beautygan import BeautyGanTask
-from jaxface.tasks.makeup import Faces
+from jaxface.tasks import make_task
+from jaxface.tasks.beautygan import BeautyGanTask, LossWeights
+from jaxface.tasks.makeup import Faces, region_loss
 from tests.golden import load
+from tests.smoke import experiment
 
 
 def _nhwc(array):
@@ -125,3 +128,50 @@ def test_levels_mix_pixels(golden):
   np.testing.assert_allclose(wear(jnp.zeros(1)), target, atol=1e-6)
   half, whole = wear(jnp.full(1, 0.5)), wear(jnp.ones(1))
   np.testing.assert_allclose(half, (target + whole) / 2, atol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return make_task(experiment('beautygan', 'code'))
+
+
+def _pair(rows):
+  """Targets and references of noise, with both eyes, lips and skin; the references' lips lie higher."""
+  label = np.full((rows, 32, 32), labels.index('skin'), np.uint8)
+  label[:, 8:10, 6:9], label[:, 8:10, 20:23] = labels.index('r_eye'), labels.index('l_eye')
+  target, reference, truth, made = jax.random.uniform(jax.random.key(0), (4, rows, 32, 32, 3), minval=-1)
+  lips = [label.copy(), label.copy()]
+  lips[0][:, 22:25, 12:20] = lips[1][:, 16:18, 12:18] = labels.index('u_lip')
+  return Faces(target, jnp.asarray(lips[0]), truth=truth), Faces(reference, jnp.asarray(lips[1])), made
+
+
+def test_a_closed_eye_takes_the_eyes_from_its_pair_only(tiny):
+  target, reference, made = _pair(2)
+  run = jax.jit(tiny._histograms)
+  first = lambda faces: Faces(faces.image[:1], faces.label[:1])
+  open_pair = run(made[:1], made[:1], first(target), first(reference))['eyes']
+  assert open_pair > 0
+  for side in (0, 1):
+    faces = [target, reference]
+    label = faces[side].label
+    faces[side] = faces[side]._replace(label=label.at[1].set(jnp.where(label[1] == labels.index('l_eye'), 1, label[1])))
+    found = run(made, made, *(Faces(*one[:2]) for one in faces))
+    np.testing.assert_allclose(found['eyes'], open_pair / 2, rtol=1e-5)
+    assert found['skin'] > 0
+
+
+def test_the_true_result_is_that_of_the_made_up_target(tiny):
+  task = dataclasses.replace(tiny, paired=2.0, weights=LossWeights(*[0.0] * 7))
+  target, reference, _ = _pair(1)
+  params = jax.jit(task.init)(jax.random.key(0)).params['generator']
+  loss, _, terms = jax.jit(lambda: task.generator_loss(params, None, None, None, target=target, reference=reference))()
+  made_up, _ = jax.jit(lambda: task._generate(params, target.image, reference.image))()
+  assert terms.keys() == {'paired'}
+  np.testing.assert_allclose(loss, 2 * region_loss(target.truth, made_up, target.label), rtol=1e-5)
+
+
+def test_the_configurations_weights_are_the_losses():
+  config = experiment('beautygan', 'code')
+  config.loss.weights.lips, config.loss.weights.cycle = 3.0, 7.0
+  weights = make_task(config).weights
+  assert (weights.lips, weights.cycle, weights.skin) == (3, 7, config.loss.weights.skin)

@@ -19,7 +19,7 @@ from jaxface.perceptual_loss import PerceptualLoss
 from jaxface.state import TrainState
 from jaxface.tasks import make_task
 from jaxface.tasks.ipmnet import Draws, IpmNetTask, LossWeights
-from jaxface.tasks.makeup import Faces
+from jaxface.tasks.makeup import Faces, colours_loss
 from jaxface.tasks.task import apart, together
 from tests.golden import load
 from tests.smoke import experiment
@@ -252,3 +252,71 @@ def test_wrong_configurations_say_what_there_is():
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=told):
       make_task(config)
+
+
+def test_the_configuration_reaches_the_losses_and_its_rates_are_the_generators():
+  config = experiment('ipmnet', 'code')
+  config.loss.gan, config.loss.penalty, config.loss.weights.cycle = 'log', 0.5, 7.0
+  with config.optimizer.unlocked():
+    config.optimizer.rates = ConfigDict({'decoder': 10.0})
+  task = make_task(config)
+  assert (task.gan_kind, task.penalty, task.weights.cycle) == ('log', 0.5, 7.0)
+  steps = {}
+  for network, part in (('generator', 'decoder'), ('discriminators', 'a')):
+    optimizer, params = task.optimizers[network], {part: jnp.ones(1)}
+    steps[network] = optimizer.update(params, optimizer.init(params), params)[0][part]
+  np.testing.assert_allclose(steps['generator'], 10 * steps['discriminators'], rtol=1e-5)
+
+
+def test_the_judges_come_first_and_either_update_has_draws_of_its_own(tiny, monkeypatch):
+  seen, draws = [], []
+
+  def update(loss_fn, params, opt_state, model_state, rows, optimizer, **_):
+    draws.append(rows['draws'])
+    loss_fn(params, None, {})
+    return f'new {params}', f'new {opt_state}', None, {}
+
+  monkeypatch.setattr('jaxface.tasks.ipmnet.update_network', update)
+  monkeypatch.setattr(IpmNetTask, 'sides', lambda self, batch, key: (None, None))
+  monkeypatch.setattr(IpmNetTask, 'discriminators_loss', lambda self, *networks, **_: seen.append(networks))
+  monkeypatch.setattr(IpmNetTask, 'generator_loss', lambda self, *networks, **_: seen.append(networks) or (0.0, {}))
+  networks = ('generator', 'discriminators')
+  params, opt_state = ({name: kind + name for name in networks} for kind in ('', 'moments of '))
+  state = TrainState(0, params, None, opt_state, frozen='frozen')
+  state, _ = tiny.train_step(state, {'row': jnp.arange(3)}, jax.random.key(0))
+  assert seen == [('discriminators', 'generator'), ('generator', 'new discriminators', 'frozen')]
+  assert state.params == {name: f'new {name}' for name in networks}
+  assert state.opt_state == {name: f'new moments of {name}' for name in networks}
+  for first, second in zip(jax.tree.leaves(draws[0]), jax.tree.leaves(draws[1]), strict=True):
+    assert not np.isclose(first, second).any()
+
+
+def test_a_level_mixes_the_codes(tiny, monkeypatch):
+  monkeypatch.setattr(IpmNetTask, 'code', lambda self, state, faces: faces.image)
+  monkeypatch.setattr(IpmNetTask, '_input', lambda self, faces, weight: None)
+  monkeypatch.setattr(IpmNetTask, '_generate', lambda self, params, inputs, style: style)
+  state, own, other = TrainState(0, {'generator': None}, None, None), jnp.full((2, 3), 4.0), jnp.full((2, 3), 8.0)
+  found = tiny.wear(state, Faces(own, None), other, jnp.array([0.25, 1.0]))
+  np.testing.assert_allclose(found, [[5.0] * 3, [8.0] * 3])
+  np.testing.assert_array_equal(tiny.wear(state, Faces(own, None), other), other)
+
+
+def test_colours_are_those_of_each_style_and_its_face(tiny):
+  task = dataclasses.replace(
+    tiny, paired=1.0, colours=3.0, generator=tiny.generator.clone(style_dim=9), weights=LossWeights(*[0.0] * 8)
+  )
+  image, reference = jax.random.uniform(jax.random.key(1), (2, 2, 32, 32, 3), minval=-1.0)
+  label = jnp.full((2, 32, 32), labels.index('skin'))
+  b = Faces(image, label, jnp.zeros((2, 32, 32, 1)), image)
+  a = Faces(reference, label.at[:, 20:24, 10:20].set(labels.index('u_lip')))  # The only ones with lips.
+  params = jax.jit(task.init)(jax.random.key(0)).params['generator']
+
+  @jax.jit
+  def both(params):
+    _, terms = task.generator_loss(params, None, None, a=a, b=b, draws=Draws(None, None, (jnp.ones(2),) * 4))
+    sides = [(task.code(TrainState(0, {'generator': params}, None, None), side), side) for side in (a, b)]
+    return terms['colours'], sum(colours_loss(styles, side) for styles, side in sides) / 2
+
+  found, mean = both(params)
+  assert mean > 0.01
+  np.testing.assert_allclose(found, 3 * mean, rtol=1e-4)
