@@ -172,10 +172,10 @@ def test_a_shift_repeats_the_edge():
 
 
 def test_a_picture_that_shrinks_is_averaged_and_not_overshot():
-  stripes = jnp.zeros((32, 32, 3)).at[:, ::2].set(1)
-  crop, _ = scaled_crop(stripes, jnp.zeros((32, 32), jnp.uint8), jnp.float32(0.5), jnp.zeros(2), 16)
-  # Two pixels are one; at the edge a window is cut.
-  np.testing.assert_allclose(crop[:, 1:-1], 0.5, atol=1e-5)
+  stripes = jnp.zeros((32, 32, 3)).at[:, ::4].set(1)
+  crop, _ = scaled_crop(stripes, jnp.zeros((32, 32), jnp.uint8), jnp.float32(0.25), jnp.zeros(2), 8)
+  # Four pixels are one, of which the two in the middle are none of the stripe; at the edge a window is cut.
+  np.testing.assert_allclose(crop[:, 1:-1], 0.25, atol=1e-5)
   edge = jnp.zeros((8, 8, 3)).at[:, 4:].set(0.5)
   crop, _ = scaled_crop(edge, jnp.zeros((8, 8), jnp.uint8), jnp.float32(2), jnp.zeros(2), 16)
   np.testing.assert_allclose(crop[3, :, 0], [0] * 7 + [0.125, 0.375] + [0.5] * 7, atol=1e-6)
