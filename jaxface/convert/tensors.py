@@ -131,7 +131,7 @@ def variables_from(
     inputs: what the module takes, arrays or their shapes, where that is not pictures.
 
   Raises:
-    UserError: tensors are missing, unexpected or misshapen; see `check`.
+    UserError: tensors are missing, unexpected or misshapen, see `check`; or no numbers, or not finite ones in float32.
   """
   return filled(system, state, shapes(module, side=side, pictures=pictures, inputs=inputs), paths, layout)
 
@@ -154,7 +154,12 @@ def filled(
     flat[path] = np.empty(found[path], np.float32)
     view = layout(name, flat[path])
     assert np.may_share_memory(view, flat[path]), name
-    view[...] = state[name].reshape(view.shape)
+    if state[name].dtype.kind in 'cmMOSU':
+      raise UserError(f'these tensors are no {system} checkpoint: {name} is of type {state[name].dtype}')
+    with np.errstate(over='ignore', invalid='ignore'):
+      view[...] = state[name].reshape(view.shape)
+    if not np.isfinite(view).all():
+      raise UserError(f'{system}: {name} has values that are no finite float32 numbers; did this network diverge?')
   return traverse_util.unflatten_dict(flat)
 
 

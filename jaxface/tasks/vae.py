@@ -257,7 +257,8 @@ def make_vae(config: ConfigDict, axis_name: str | None = None, *, training: bool
   masks = model.pop('masks')
   widths = stage_widths(model['image_size'], model.pop('width_multiplier'))._asdict()
   # A converted checkpoint says its own widths.
-  widths |= {name: model.pop(name) for name in widths if model.get(name)}
+  given = {name: model.pop(name) for name in widths if name in model}
+  widths |= {name: value for name, value in given.items() if value}
   network = FaceMaskVAE(
     **{**widths, 'mask_widths': widths['mask_widths'] if masks else ()},
     **{**model, 'dtype': compute_dtype(model['dtype'])},

@@ -8,6 +8,7 @@ import sys
 import types
 import zipfile
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from jaxface.errors import UserError
 from jaxface.models.beautygan import BeautyGenerator
 from jaxface.models.ipmnet import IPMNet
 from jaxface.models.sdm import SDMUNet
+from jaxface.models.vae import FaceMaskVAE, stage_widths
 from jaxface.models.vqgan import VQGAN
 from jaxface.runs import load_run
+from tests.convert.keras_h5_test import write_keras
 from tests.smoke import REPOSITORY
 
 # They differ in every size from the smoke configurations.
@@ -241,3 +244,22 @@ def test_other_denoisers_are_no_sdm(tmp_path, module, message):
   with pytest.raises(UserError, match=message):
     _convert('sdm', tmp_path / 'sdm.npz', tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_vae_without_a_mask_decoder_becomes_a_workdir_that_opens(tmp_path):
+  module = FaceMaskVAE(20, *stage_widths(20, 1 / 16), latent_dim=32, sampling='reference').clone(mask_widths=())
+  shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 20, 20, 3), np.float32))
+  state = convert.to_reference('vae', jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes))
+  with h5py.File(tmp_path / 'weights.h5', 'w') as file:
+    write_keras(file, state)
+  _convert('vae', tmp_path / 'weights.h5', tmp_path / 'run')
+  assert load_run(tmp_path / 'run').engine.task.model.mask_widths == ()
+
+
+@pytest.mark.parametrize('value', [np.nan, 1e300, 'a', 1j])
+def test_what_is_no_finite_float32_number_is_refused_by_its_name(value):
+  state = _state('beautygan')
+  name = next(iter(state))
+  state[name] = np.full(state[name].shape, value)
+  with pytest.raises(UserError, match=name.replace('.', r'\.')):
+    convert.from_reference('beautygan_generator', state)

@@ -11,7 +11,7 @@ from jaxface.errors import UserError
 from jaxface.models.vae import FaceMaskVAE, stage_widths
 
 
-def _write(group, state, *, chunked=False):
+def write_keras(group, state, *, chunked=False):
   """Writes {'layer.weight': array} as Keras 2 does, layers without weights included."""
   layers = {}
   for name, array in state.items():
@@ -42,10 +42,10 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize('chunked', [False, True])
 def test_weight_files_and_whole_models_are_read(tmp_path, chunked):
   with h5py.File(tmp_path / 'weights.h5', 'w') as file:
-    _write(file, STATE, chunked=chunked)
+    write_keras(file, STATE, chunked=chunked)
   with h5py.File(tmp_path / 'model.h5', 'w') as file:
     file.attrs['keras_version'] = '2.5.0'
-    _write(file.create_group('model_weights'), STATE, chunked=chunked)
+    write_keras(file.create_group('model_weights'), STATE, chunked=chunked)
     file.create_group('optimizer_weights')['iteration:0'] = 3
   assert_same(keras_h5.read(tmp_path / 'weights.h5'), STATE)
   assert_same(keras_h5.read(tmp_path / 'model.h5'), STATE)
@@ -63,7 +63,7 @@ def test_a_vae_goes_through_a_file(tmp_path):
   module = FaceMaskVAE(16, *stage_widths(16, 1 / 16), latent_dim=32, sampling='reference')
   variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
   with h5py.File(tmp_path / 'vae.h5', 'w') as file:
-    _write(file, convert.to_reference('vae', variables))
+    write_keras(file, convert.to_reference('vae', variables))
   restored_module, restored = convert.from_reference('vae', keras_h5.read(tmp_path / 'vae.h5'))
   assert restored_module == module
   jax.tree.map(np.testing.assert_array_equal, restored, dict(variables))
@@ -71,13 +71,13 @@ def test_a_vae_goes_through_a_file(tmp_path):
 
 def _truncated(path):
   with h5py.File(path, 'w') as file:
-    _write(file, {'conv2d.kernel': np.ones((64, 64))})
+    write_keras(file, {'conv2d.kernel': np.ones((64, 64))})
   path.write_bytes(path.read_bytes()[:-8192])
 
 
 def _without_a_tensor(path):
   with h5py.File(path, 'w') as file:
-    _write(file, STATE)
+    write_keras(file, STATE)
     del file['conv2d/conv2d/kernel:0']
 
 
