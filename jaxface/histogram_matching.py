@@ -100,7 +100,7 @@ def histogram_loss(generated: jax.Array, reference: jax.Array, mask: jax.Array, 
     reference_mask: [B, h, w], that of `reference`.
   """
   generated, reference = (_to_levels(picture) for picture in (generated, reference))
-  mask = mask.astype(jnp.float32) * reference_mask.any((1, 2))[:, None, None]
+  mask = mask.astype(jnp.float32) * reference_mask.any((1, 2)).astype(jnp.float32)[:, None, None]
   matched = match_histogram(generated, mask, reference, reference_mask)
   return jax.vmap(l1_loss)(generated * mask[..., None], matched)
 
@@ -133,7 +133,9 @@ def _count(level_BCP: jax.Array, mask_BCP: jax.Array) -> jax.Array:
 
 def _digits(level_BCP: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Which high and which low hexadecimal digit every level has: 0 or 1, each float32 [B, C, 16, P]."""
-  return tuple(jax.nn.one_hot(digit, _BASE, axis=2) for digit in (level_BCP // _BASE, level_BCP % _BASE))
+  return tuple(
+    jax.nn.one_hot(digit, _BASE, axis=2, dtype=jnp.float32) for digit in (level_BCP // _BASE, level_BCP % _BASE)
+  )
 
 
 def _count_by_product(level_BCP: jax.Array, mask_BCP: jax.Array) -> jax.Array:

@@ -86,6 +86,9 @@ def learning_rate_schedule(
     raise UserError(f'unknown optimizer.decay {decay!r}; choose from {", ".join(DECAYS)}')
   if decay == 'halve' and halve_steps < 1:
     raise UserError(f"optimizer.decay='halve' needs optimizer.halve_steps; got {halve_steps}, give at least 1")
+  for name, value in (('learning_rate', peak), ('warmup_steps', warmup_steps)):
+    if value < 0:
+      raise UserError(f'optimizer.{name}={value}; give at least 0')
   after = max(total_steps - warmup_steps, 1)
   main = {
     'constant': lambda: optax.constant_schedule(peak),

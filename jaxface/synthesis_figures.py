@@ -173,6 +173,8 @@ def swap(layouts: Sequence[Face], faces: Sequence[Face], count: int) -> Table:
   rows = _rows(layouts, count)
   table = {_LABEL_MAP: [None, *(coloured(layouts[j].label) for j, _ in rows)]}
   for face in faces:
+    if face.path.stem in table:
+      raise UserError(f'{face.path}: its column would be named as that of the label maps; rename it')
     drawn = [Blend((face,)).style(layout) for layout in layouts]
     table[face.path.stem] = [face.image, *(Drawing(j, draw, drawn[j]) for j, draw in rows)]
   return table

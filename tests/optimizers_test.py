@@ -71,6 +71,12 @@ def test_unknown_choices_say_what_there_is(key, value):
     make_optimizer(_config(**{key: value}), total_steps=1)
 
 
+@pytest.mark.parametrize('key', ['learning_rate', 'warmup_steps'])
+def test_negative_rates_and_warm_ups_are_refused(key):
+  with pytest.raises(UserError, match=f'optimizer.{key}=-1'):
+    make_optimizer(_config(**{key: -1}), total_steps=1)
+
+
 def test_adam_with_l2_is_pytorchs():
   _, _, arrays = load('ipmnet/adam_l2')
   config = ConfigDict(

@@ -116,6 +116,11 @@ class BeautyGenerator(nn.Module):
   num_blocks: int = 6
   dtype: Dtype = jnp.float32
 
+  def __post_init__(self):
+    if self.dim < 1 or self.num_blocks < 0:
+      raise UserError(f'dim={self.dim}, num_blocks={self.num_blocks}; the generator needs at least 1 and 0')
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, source: jax.Array, reference: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The source wearing the reference's makeup, and the reference with the source's, that is, without.
@@ -193,6 +198,12 @@ class PatchDiscriminator(nn.Module):
   dim: int = 64
   num_layers: int = 3
   dtype: Dtype = jnp.float32
+
+  def __post_init__(self):
+    for name in ('dim', 'num_layers'):
+      if getattr(self, name) < 1:
+        raise UserError(f'{name}={getattr(self, name)}; the discriminator needs at least 1')
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool = False) -> jax.Array:

@@ -362,6 +362,12 @@ class MultiScaleDiscriminator(nn.Module):
   num_scales: int = 3
   dtype: Dtype = jnp.float32
 
+  def __post_init__(self):
+    for name in ('dim', 'num_layers', 'num_scales'):
+      if getattr(self, name) < 1:
+        raise UserError(f'{name}={getattr(self, name)}; the discriminator needs at least 1')
+    super().__post_init__()
+
   @nn.compact
   def __call__(self, image: jax.Array) -> tuple[jax.Array, ...]:
     """Picture [B, H, W, 3] in [-1, 1] -> one score map [B, h, w, 1] a scale, float32; 256 -> 16, 8 and 4 pixels."""

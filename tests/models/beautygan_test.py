@@ -128,6 +128,12 @@ def test_wrong_pictures_are_refused():
     jax.eval_shape(PatchDiscriminator().init, jax.random.key(0), jnp.zeros((1, 23, 64, 3)))
 
 
+def test_networks_of_nothing_are_refused():
+  for make, message in ((BeautyGenerator, 'dim=0'), (PatchDiscriminator, 'dim=0; .*at least 1')):
+    with pytest.raises(UserError, match=message):
+      make(dim=0)
+
+
 def test_a_fresh_generators_kernels_are_xavier_normal():
   kernel = Conv(64, 7).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']['kernel']
   np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (49 * (3 + 64))), rtol=0.03)

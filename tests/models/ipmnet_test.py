@@ -238,6 +238,7 @@ def test_the_last_convolution_may_begin_by_changing_nothing():
   ('make', 'message'),
   [
     (lambda: IPMNet(num_blocks=0), 'num_blocks=0'),
+    (lambda: MultiScaleDiscriminator(num_scales=0), 'num_scales=0; .*at least 1'),
     (lambda: _lazily('encode_style', (1, 15, 32, 3)), r'\(1, 15, 32, 3\).*from 16 pixels'),
     (lambda: _lazily('encode_content', (1, 32, 32, 1)), r'\(1, 32, 32, 1\).*\[B, H, W, 3\]'),
     (lambda: _lazily('encode_content', (1, 33, 32, 3)), '33x32 pixels.*multiples of 4, such as 32x32'),
