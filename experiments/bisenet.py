@@ -48,7 +48,7 @@ def get_config(arg: str = 'celebamask_hq') -> ml_collections.ConfigDict:
   config.data.data_dir = ''  # '': $TFDS_DATA_DIR or ~/tensorflow_datasets.
   config.data.train_split = 'train'
   config.data.eval_split = 'validation'
-  config.data.resize = 'area'  # As Pillow resizes: antialiased.
+  config.data.resize = 'antialiased'  # As Pillow resizes.
   config.data.workers = -1  # Decoding processes; -1 chooses by the machine.
   config.data.resident = False  # Keep the whole split on the devices.
 

@@ -48,7 +48,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.data.data_dir = ''  # '': $TFDS_DATA_DIR or ~/tensorflow_datasets.
   config.data.train_split = 'train'
   config.data.eval_split = 'test'
-  config.data.resize = 'bilinear'
+  config.data.resize = 'antialiased'  # As torchvision resizes.
   config.data.workers = -1  # Decoding processes; -1 chooses by the machine.
   config.data.resident = False  # Keep the whole split on the devices.
 

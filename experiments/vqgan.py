@@ -46,7 +46,7 @@ def get_config(arg: str = 'published') -> ml_collections.ConfigDict:
   config.data.data_dir = ''  # '': $TFDS_DATA_DIR or ~/tensorflow_datasets.
   config.data.train_split = 'train'
   config.data.eval_split = 'validation'
-  config.data.resize = 'bilinear'
+  config.data.resize = 'area'  # As SCA-DM and SDM read what it encodes.
   config.data.workers = -1  # Decoding processes; -1 chooses by the machine.
   config.data.resident = False  # Keep the whole split on the devices.
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from jaxface.tasks.task import Task
 
 # By the last word of a field's name.
-_PLANES = {'image': (3,), 'label': (), 'mask': (1,)}
+_PLANES = {'image': (3,), 'label': (), 'mask': (1,), 'blue': ()}
 
 
 def batch_shapes(config: ConfigDict, task: Task, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

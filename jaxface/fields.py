@@ -8,9 +8,11 @@ FIELDS = {
   'image': 'image',
   'label': 'label',
   'mask': 'label',
+  'blue': 'image',
   'makeup_image': 'makeup_image',
   'reference_image': 'reference_image',
   'reference_label': 'reference_label',
+  'reference_blue': 'reference_image',
 }
 
 # Fields of another picture that goes with the row's own, such as the wearer of the makeup to transfer. In training they

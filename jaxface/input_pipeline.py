@@ -17,6 +17,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
+from PIL import Image
 
 from jaxface import labels
 from jaxface.area import to_square
@@ -29,7 +30,7 @@ from jaxface.workers import end_with_parent
 Record = Mapping[str, Any]
 NumpyBatch = dict[str, np.ndarray]
 
-RESIZES = ('bilinear', 'area')
+RESIZES = ('bilinear', 'antialiased', 'area')
 
 # Companions come in another order than the pictures they go with.
 _COMPANIONS_SEED = 1_000_003
@@ -40,10 +41,11 @@ class Decode(grain.transforms.Map):
   """Stored record -> the fields a task asked for, uint8 at the network's picture size.
 
   'image', 'makeup_image' [S, S, 3]; 'label' [S, S] nearest; 'mask' [S, S, 1]: the face region (0 or 1 at the stored
-  size) resized as the pictures are, so its edge is soft, times 255 (Toledo & Antonelo 2021); 'reference_image' and
-  'reference_label' as without 'reference_'. The aspect ratio is not kept. `resize` 'bilinear' is what the public code
-  does (no antialiasing); 'area' averages along an axis that shrinks. With `own_split` the references are pictures
-  of a split of their own, stored there as 'image' and 'label'.
+  size) resized as the pictures are, so its edge is soft, times 255 (Toledo & Antonelo 2021); 'blue' [S, S]: of 'image',
+  always bicubic and antialiased, for IPM-Net's texture; 'reference_...' as without. The aspect ratio is not kept.
+  `resize` 'bilinear' is OpenCV's, as the face-mask VAE's public code has it (no antialiasing); 'antialiased' is
+  Pillow's, which torchvision has; 'area' averages along an axis that shrinks. With `own_split` the references are
+  pictures of a split of their own, stored there as 'image' and 'label'.
   """
 
   fields: tuple[str, ...]
@@ -68,9 +70,20 @@ class Decode(grain.transforms.Map):
   def _image(self, picture: np.ndarray) -> np.ndarray:
     if self.resize == 'area':
       return to_square(picture, self.image_size)
+    size = (self.image_size, self.image_size)
+    if self.resize == 'antialiased' and picture.shape[:2] != size:
+      return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
     return self._resized(picture, cv2.INTER_LINEAR)
 
   _makeup_image = _image
+
+  def _blue(self, picture: np.ndarray) -> np.ndarray:
+    blue = picture[..., 2]
+    # Rows first and rounded, as MATLAB has it.
+    for size in ((blue.shape[1], self.image_size), (self.image_size, self.image_size)):
+      if blue.shape[::-1] != size:
+        blue = np.asarray(Image.fromarray(blue).resize(size, Image.Resampling.BICUBIC))
+    return blue
 
   def _label(self, label: np.ndarray) -> np.ndarray:
     return self._resized(label[..., 0], cv2.INTER_NEAREST_EXACT)

@@ -105,6 +105,7 @@ class BatchNorm(nn.Module):
     momentum: share of the old value that a moving statistic keeps (PyTorch's momentum is one minus this).
     epsilon: added to the variance.
     biased_moving_variance: Flax's choice; Keras and PyTorch multiply by n / (n - 1), n the values per channel.
+    scale_init: of the scales.
     axis_name: `pmap` or `shard_map` axis over which the statistics are taken; under `jit` the batch is global as it is.
     dtype: of the result.
   """
@@ -112,6 +113,7 @@ class BatchNorm(nn.Module):
   momentum: float = 0.99
   epsilon: float = 1e-3
   biased_moving_variance: bool = False
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
   axis_name: str | None = None
   dtype: Dtype = jnp.float32
 
@@ -124,7 +126,7 @@ class BatchNorm(nn.Module):
     """
     channels = x.shape[-1:]
     shift = jnp.zeros(channels, jnp.float32) if shift is None else shift
-    scale = self.param('scale', nn.initializers.ones, channels, jnp.float32)
+    scale = self.param('scale', self.scale_init, channels, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
     moving_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels, jnp.float32)
     moving_var = self.variable('batch_stats', 'var', jnp.ones, channels, jnp.float32)

@@ -128,7 +128,7 @@ def texture(image: jax.Array, label: jax.Array, recipe: TextureRecipe) -> jax.Ar
   """Texture of the faces: by how much blue is above its surroundings; where it is not, and outside the face, 0.
 
   Args:
-    image: [B, H, W, 3] RGB in 0..255, uint8 or floats, which are rounded.
+    image: [B, H, W, 3] RGB in 0..255, or its blue [B, H, W, 1]; uint8 or floats, which are rounded.
     label: [B, h, w], classes in the project's order; where (h, w) is not (H, W), the image is resized to it, as the
       published script does (`resize.bicubic_levels`).
     recipe: see `RECIPES`.
@@ -136,9 +136,9 @@ def texture(image: jax.Array, label: jax.Array, recipe: TextureRecipe) -> jax.Ar
   Returns:
     float32 [B, h, w, 1] in [0, 1], whole 255ths. It has no useful gradient.
   """
-  levels = bicubic_levels(_rounded(image.astype(jnp.float32)), label.shape[1:3])
+  levels = bicubic_levels(_rounded(image[..., -1:].astype(jnp.float32)), label.shape[1:3])
   face = _one_of(label, REPAINTED)
-  blue = levels[..., 2:] * face[..., None]
+  blue = levels * face[..., None]
 
   # As planes [h, B, w], for the filters.
   planes = filters.to_planes(blue)

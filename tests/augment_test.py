@@ -5,6 +5,7 @@ import pytest
 
 from jaxface import labels
 from jaxface.augment import Augment, Framing, Zoom, flip, scaled_crop, to_float
+from jaxface.errors import UserError
 
 
 @pytest.fixture
@@ -186,3 +187,18 @@ def test_of_an_odd_margin_the_smaller_half_comes_first():
   batch = _places(2, 16)
   for cut in (Framing(11).centred(batch), Framing(11).drawn(batch, _keys(2))):
     np.testing.assert_array_equal(cut['image'], batch['image'][:, 2:13, 2:13])
+
+
+def test_a_zoomed_picture_is_cubic():
+  image = np.random.default_rng(0).uniform(0.3, 0.7, (40, 16, 16, 3)).astype(np.float32)
+  batch = {'image': jnp.asarray(image), 'label': jnp.zeros((40, 16, 16), jnp.uint8)}
+  zoomed = np.asarray(jax.jit(Zoom(least=0.5))(batch, _keys(40))['image'])
+  # A linear kernel never leaves what it weighs.
+  assert zoomed.max() > image.max()
+  assert zoomed.min() < image.min()
+
+
+@pytest.mark.parametrize('name', ['crop_pixels', 'brightness', 'contrast', 'saturation'])
+def test_negative_strengths_are_refused(name):
+  with pytest.raises(UserError, match=f'augment.{name}=-1'):
+    Augment(**{name: -1})

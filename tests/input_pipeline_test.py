@@ -14,13 +14,23 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from jaxface import labels
 from jaxface.errors import UserError
 from jaxface.fields import take
-from jaxface.input_pipeline import Decode, ResidentBatches, TrainBatches, eval_batches, load_whole, open_dataset
+from jaxface.input_pipeline import (
+  RESIZES,
+  Decode,
+  ResidentBatches,
+  TrainBatches,
+  eval_batches,
+  load_whole,
+  open_dataset,
+)
 from jaxface.pictures import write_picture
 from jaxface.prepare import find_prepared, prepare
+from jaxface.resize import bicubic_levels
 from tests.smoke import REPOSITORY
 
 
@@ -184,7 +194,7 @@ def test_masks_are_resized_as_the_public_code_does():
 def test_the_mask_of_a_small_picture_is_enlarged_as_the_picture_is():
   label = np.random.default_rng(0).integers(0, 19, (6, 5, 1), np.uint8)
   image = labels.FACE[label[..., 0]][..., None].repeat(3, 2) * np.uint8(255)
-  for resize in ('bilinear', 'area'):
+  for resize in RESIZES:
     enlarged = Decode(('image', 'mask'), 16, resize).map({'image': image, 'label': label})
     np.testing.assert_allclose(enlarged['mask'][..., 0].astype(int), enlarged['image'][..., 0], atol=1)
 
@@ -198,6 +208,23 @@ def test_area_averages_where_bilinear_skips():
   assert Decode(('label',), 16).map({'label': label})['label'].shape == (16, 16)
 
 
+def test_antialiased_is_pillows_bilinear():
+  picture = np.random.default_rng(0).integers(0, 256, (37, 41, 3), np.uint8)
+  found = Decode(('image',), 16, 'antialiased').map({'image': picture})['image']
+  np.testing.assert_array_equal(found, Image.fromarray(picture).resize((16, 16), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize('resize', RESIZES)
+def test_blue_for_textures_is_resized_as_the_published_script_does(resize):
+  picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (361, 361, 3), np.uint8), (0, 0), 1)
+  found = Decode(('blue', 'reference_blue'), 321, resize).map({'image': picture, 'reference_image': picture[::-1]})
+  for field, stored in (('blue', picture), ('reference_blue', picture[::-1])):
+    expected = bicubic_levels(stored[None, ..., 2:], (321, 321))[0, ..., 0]
+    off = np.abs(found[field] - expected)[4:-4, 4:-4]  # Pillow's borders are another's.
+    assert off.max() <= 1
+    assert (off == 0).mean() > 0.99
+
+
 def test_labels_are_those_at_the_centres_of_what_a_pixel_shows():
   places = np.arange(36, dtype=np.uint8).reshape(6, 6, 1)
   found = Decode(('label',), 2).map({'label': places})['label']
@@ -206,7 +233,7 @@ def test_labels_are_those_at_the_centres_of_what_a_pixel_shows():
 
 def test_true_results_are_resized_as_their_pictures_are():
   picture = np.random.default_rng(0).integers(0, 256, (37, 41, 3), np.uint8)
-  for resize in ('bilinear', 'area'):
+  for resize in RESIZES:
     decode = Decode(('image', 'makeup_image'), 16, resize)
     found = decode.map({'image': picture, 'makeup_image': picture})
     np.testing.assert_array_equal(found['makeup_image'], found['image'])
@@ -217,7 +244,7 @@ def test_wrong_names_say_what_there_is(data_dir):
     open_dataset('synthetic_faces/faces_16', 'tset', ('image',), image_size=16, data_dir=data_dir)
   with pytest.raises(UserError, match='synthetic_faces/faces_16.*jaxface prepare'):
     open_dataset('synthetic_faces/faces_99', 'train', ('image',), image_size=16, data_dir=data_dir)
-  with pytest.raises(UserError, match=r'data.resize .*choose from bilinear, area'):
+  with pytest.raises(UserError, match=r'data.resize .*choose from bilinear, antialiased, area'):
     open_dataset('synthetic_faces/faces_16', 'train', ('image',), image_size=16, data_dir=data_dir, resize='cubic')
 
 

@@ -9,13 +9,16 @@ from flax import linen as nn
 from jaxface import window_conv
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm, Dtype, spread
+from jaxface.models.unet_layers import torch_bias_init
 
+# Of BatchNorm.
+_near_one = lambda key, shape, dtype: 1 + 0.02 * jax.random.normal(key, shape, dtype)
 # No layer has more channels than the first times this.
 _WIDEST = 8
 
 
 class Conv4x4(nn.Module):
-  """4x4 convolution, zero padding 1; `kernel` [4, 4, I, features] initially N(0, 0.02^2), `bias` [features] zeros."""
+  """4x4 convolution, zero padding 1; `kernel` [4, 4, I, features] first N(0, 0.02^2), `bias` as PyTorch draws it."""
 
   features: int
   stride: int
@@ -30,7 +33,7 @@ class Conv4x4(nn.Module):
     y = window_conv.convolve(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=1)
     if not self.use_bias:
       return y
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    bias = self.param('bias', torch_bias_init(16 * x_BHWI.shape[-1]), (self.features,), jnp.float32)
     return y + spread(bias, y)
 
 
@@ -38,7 +41,7 @@ class PatchGAN(nn.Module):
   """How real each patch of a picture looks: logits, for the hinge loss above 1 real and below -1 made.
 
   Training: `model.apply(variables, image, train=True, mutable=['batch_stats'])`, real and made pictures in passes of
-  their own, so that each is normalised by its own batch.
+  their own, so that each is normalised by its own batch. BatchNorm's scales are initially N(1, 0.02^2), its shifts 0.
 
   Attributes:
     dim: channels after the first layer; every layer doubles them, up to eight times as many.
@@ -73,6 +76,7 @@ class PatchGAN(nn.Module):
     for i in range(1, self.num_layers + 1):
       stride = 2 if i < self.num_layers else 1
       x = Conv4x4(self.dim * min(2**i, _WIDEST), stride, dtype=self.dtype, name=f'conv{i}')(x)
-      x = BatchNorm(0.9, 1e-5, axis_name=self.axis_name, dtype=self.dtype, name=f'norm{i}')(x, train=train)
+      norm = BatchNorm(0.9, 1e-5, scale_init=_near_one, axis_name=self.axis_name, dtype=self.dtype, name=f'norm{i}')
+      x = norm(x, train=train)
       x = nn.leaky_relu(x, 0.2)
     return Conv4x4(1, 1, True, self.dtype, name='score')(x).astype(jnp.float32)

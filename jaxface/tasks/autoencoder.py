@@ -199,7 +199,7 @@ class AutoencoderTask:
     }
 
   def init(self, key: jax.Array) -> TrainState:
-    """A fresh state: kernels and biases as PyTorch draws them; the discriminator's N(0, 0.02^2) and zeros."""
+    """A fresh state: kernels and biases as PyTorch draws them, but the discriminator's as `PatchGAN` says."""
     generator_key, discriminator_key = jax.random.split(key)
     image = jnp.zeros((1, self.image_size, self.image_size, 3))
     params, batch_stats = {'generator': self.model.init(generator_key, image)['params']}, None

@@ -98,6 +98,9 @@ class IpmNetTask(MakeupTask):
 
   def __post_init__(self) -> None:
     gan.measure_of(self.gan_kind)
+    low, high = self.texture_range
+    if not 0 <= low <= high:
+      raise UserError(f'texture.low={low} and texture.high={high}; give 0 or more, and no less than low')
     if (self.change or self.colours) and not self.paired:
       raise UserError('loss.change and loss.colours count beside loss.paired alone; give that a factor, or both 0')
     if self.colours and self.generator.style_dim < COLOURS:
@@ -119,9 +122,14 @@ class IpmNetTask(MakeupTask):
     state = first_state(params, None, opt_state)
     return state.replace(ema={'generator': generator} if self.ema_decay else None)
 
-  def planes(self, image: jax.Array, label: jax.Array, *, made_up: bool) -> dict[str, jax.Array]:
+  @property
+  def batch_fields(self) -> tuple[str, ...]:
+    """See `Task`."""
+    return (*super().batch_fields, 'blue', 'reference_blue')
+
+  def planes(self, blue: jax.Array, label: jax.Array, *, made_up: bool) -> dict[str, jax.Array]:
     """The texture of the whole picture; the networks' square is cut from it as from the picture."""
-    return {'texture': texture(image * 255, label, self.textures[made_up])}
+    return {'texture': texture(blue[..., None] * 255, label, self.textures[made_up])}
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """Both updates, on targets and references that have nothing to do with each other; see the class."""

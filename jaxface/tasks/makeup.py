@@ -9,7 +9,7 @@ reference's makeup. Rendered faces have a *true* result as well, the target pain
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,9 +87,9 @@ class MakeupTask(abc.ABC):
     Returns pictures in [-1, 1], float32 [B, H, W, 3], not clipped.
     """
 
-  def planes(self, image: jax.Array, label: jax.Array, *, made_up: bool) -> dict[str, jax.Array]:
-    """More fields of `Faces`, made from whole pictures [B, S, S, 3] in [0, 1] before the networks' square is cut."""
-    del image, label, made_up
+  def planes(self, blue: jax.Array, label: jax.Array, *, made_up: bool) -> dict[str, jax.Array]:
+    """More fields of `Faces`, made from the blue [B, S, S] in [0, 1] of whole pictures before the square is cut."""
+    del blue, label, made_up
     return {}
 
   def faces(
@@ -99,11 +99,16 @@ class MakeupTask(abc.ABC):
     *,
     made_up: bool,
     keys: jax.Array | None = None,
+    blue: jax.Array | None = None,
     truth: jax.Array | None = None,
   ) -> Faces:
-    """Pictures uint8 or [0, 1] [B, S, S, 3] and label maps [B, S, S] -> what the networks see; with `keys`, drawn."""
+    """Pictures uint8 or [0, 1] [B, S, S, 3] and label maps [B, S, S] -> what the networks see; with `keys`, drawn.
+
+    `blue` [B, S, S] where it was not resized as the pictures were, see `input_pipeline.Decode`.
+    """
     image = to_float(image)
-    fields = {'image': 2 * image - 1, 'label': label, **self.planes(image, label, made_up=made_up)}
+    blue = image[..., 2] if blue is None else to_float(blue)
+    fields = {'image': 2 * image - 1, 'label': label, **self.planes(blue, label, made_up=made_up)}
     if truth is not None:
       fields['truth'] = to_signed(truth)
     return Faces(**(self.framing.centred(fields) if keys is None else self.framing.drawn(fields, keys)))
@@ -114,12 +119,18 @@ class MakeupTask(abc.ABC):
     They have nothing to do with each other: each comes in an order of its own. Not so where the true result counts.
     """
     a_key, b_key = jax.random.split(key)
-    a = (batch['reference_image'], batch['reference_label'])
-    b = (batch['image'], batch['label'])
+    truth = batch['makeup_image'] if self.paired else None
     return (
-      self.faces(*a, made_up=True, keys=row_keys(a_key, batch)),
-      self.faces(*b, made_up=False, keys=row_keys(b_key, batch), truth=batch['makeup_image'] if self.paired else None),
+      self._references(batch, keys=row_keys(a_key, batch)),
+      self._targets(batch, keys=row_keys(b_key, batch), truth=truth),
     )
+
+  def _references(self, batch: Batch, **given: Any) -> Faces:
+    image, label, blue = batch['reference_image'], batch['reference_label'], batch.get('reference_blue')
+    return self.faces(image, label, blue=blue, made_up=True, **given)
+
+  def _targets(self, batch: Batch, **given: Any) -> Faces:
+    return self.faces(batch['image'], batch['label'], blue=batch.get('blue'), made_up=False, **given)
 
   @property
   def protocol(self) -> dict[str, str]:
@@ -205,8 +216,7 @@ class MakeupTask(abc.ABC):
     return columns if seen.truth is None else {**columns, 'true': seen.truth}
 
   def _transfer(self, state: TrainState, batch: Batch) -> '_Seen':
-    target = self.faces(batch['image'], batch['label'], made_up=False, truth=batch.get('makeup_image'))
-    reference = self.faces(batch['reference_image'], batch['reference_label'], made_up=True)
+    target, reference = self._targets(batch, truth=batch.get('makeup_image')), self._references(batch)
     code = self.code(state, reference)
     result = to_unit(self.wear(state, target, code))
     own = to_unit(self.wear(state, target, code, jnp.zeros(len(code))))

@@ -54,8 +54,13 @@ def test_published_size_and_first_weights():
   assert logits.shape == (1, 30, 30, 1)
   assert count(variables['params']) == 2_765_633
   assert PatchGAN().least_side == 24
-  params = jax.jit(PatchGAN(16, 1).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  params = jax.jit(PatchGAN(128, 1).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
   np.testing.assert_allclose(np.std(params['conv1']['kernel']), 0.02, rtol=0.05)
+  scale, bias = (params['norm1'][name] for name in ('scale', 'bias'))
+  np.testing.assert_allclose((scale.mean(), scale.std()), (1, 0.02), rtol=0.15)
+  assert not bias.any()
+  # PyTorch's own: uniform within 1 / sqrt(fan in).
+  np.testing.assert_allclose(np.abs(params['conv0']['bias']).max(), (16 * 3) ** -0.5, rtol=0.1)
 
 
 def test_wrong_input_says_what_is_right():

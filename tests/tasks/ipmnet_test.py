@@ -246,6 +246,7 @@ def test_wrong_configurations_say_what_there_is():
     ('loss.gan', 'wgan', 'unknown loss.gan .*choose from lsgan, log'),
     ('loss.perceptual', 'resnet', 'unknown loss.perceptual .*choose from vggface2, random, none'),
     ('texture.recipe', 'mine', 'unknown texture.recipe .*choose from stored, published'),
+    ('texture.low', 1.5, 'texture.low=1.5 and texture.high=1.2'),
     ('augment.crop_size', 64, 'augment.crop_size=64 must be .*at most model.image_size=32'),
   ):
     config = experiment('ipmnet', 'code')

@@ -127,6 +127,22 @@ def test_each_side_has_the_texture_of_its_own_recipe(ipmnet):
   assert target.mean() > 1.2 * reference.mean()
 
 
+def test_textures_are_of_the_blue_that_is_given(ipmnet):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.integers(0, 256, (1, 32, 32, *shape), np.uint8)
+  label = np.full((1, 32, 32), _CLASS['skin'], np.uint8)
+  batch = {'image': draw(3), 'label': label, 'blue': draw(), 'row': np.arange(1)}
+  batch |= {'reference_image': draw(3), 'reference_label': label, 'reference_blue': draw()}
+  assert set(ipmnet.batch_fields) < set(batch)
+  task = dataclasses.replace(ipmnet, framing=Framing(32))
+  references, targets = task.sides(batch, jax.random.key(0))
+  for faces, blue, recipe in (
+    (targets, batch['blue'], task.textures[0]),
+    (references, batch['reference_blue'], task.textures[1]),
+  ):
+    np.testing.assert_allclose(faces.texture, texture(blue[..., None], label, recipe), atol=1e-6)
+
+
 def test_in_use_a_texture_has_its_mean_weight(ipmnet, monkeypatch):
   seen = []
   monkeypatch.setattr(type(ipmnet), '_input', lambda self, faces, weight: seen.append(weight) or faces.image)
