@@ -118,7 +118,7 @@ class BeautyGenerator(nn.Module):
 
   def __post_init__(self):
     if self.dim < 1 or self.num_blocks < 0:
-      raise UserError(f'dim={self.dim}, num_blocks={self.num_blocks}; the generator needs at least 1 and 0')
+      raise UserError(f'dim={self.dim}, num_blocks={self.num_blocks}; the generator needs at least 1, and 0')
     super().__post_init__()
 
   @nn.compact
