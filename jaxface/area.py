@@ -1,7 +1,8 @@
-"""Pictures on the host made square without aliasing."""
+"""Pictures on the host resized without aliasing."""
 
 import cv2
 import numpy as np
+from PIL import Image
 
 
 def to_square(picture: np.ndarray, side: int) -> np.ndarray:
@@ -15,3 +16,8 @@ def to_square(picture: np.ndarray, side: int) -> np.ndarray:
     if picture.shape[1::-1] != size:
       picture = cv2.resize(picture, size, interpolation=interpolation)
   return picture
+
+
+def by_pillow(picture: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+  """uint8 [H, W] or [H, W, 3], or float32 [H, W] -> (width, height) `size`, as Pillow and torchvision resize."""
+  return picture if picture.shape[1::-1] == size else np.asarray(Image.fromarray(picture).resize(size, method))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface import labels
-from jaxface.errors import UserError
+from jaxface.errors import check_at_least
 
 Batch = dict[str, jax.Array]
 
@@ -41,9 +41,7 @@ class Augment:
   saturation: float = 0.0  # Factor U(1 - s, 1 + s).
 
   def __post_init__(self) -> None:
-    for name in ('crop_pixels', 'brightness', 'contrast', 'saturation'):
-      if getattr(self, name) < 0:
-        raise UserError(f'augment.{name}={getattr(self, name)}; give at least 0')
+    check_at_least(0, self, 'crop_pixels', 'brightness', 'contrast', 'saturation', part='augment.')
 
   def __call__(self, batch: Batch, keys: jax.Array) -> Batch:
     """Augments a batch: 'image' and 'makeup_image' [B, H, W, 3], 'mask' [B, H, W, 1], 'label' [B, H, W]; keys [B]."""

@@ -7,6 +7,13 @@ class UserError(ValueError):
   """Wrong input. The message is one line: the offending value, what is legal, and the way out."""
 
 
+def check_at_least(least: int, holder: object, *names: str, part: str = '') -> None:
+  """Refuses numbers below `least` among the attributes of `holder`; `part`, such as 'augment.', goes before names."""
+  for name in names:
+    if getattr(holder, name) < least:
+      raise UserError(f'{part}{name}={getattr(holder, name)}; it must be at least {least}')
+
+
 def some(names: Iterable[str], shown: int = 3) -> str:
   """The first few of a list that may be long, for a message: 'a, b, c and 4 more'."""
   names = list(names)

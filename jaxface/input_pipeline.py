@@ -20,7 +20,7 @@ from absl import flags
 from PIL import Image
 
 from jaxface import labels
-from jaxface.area import to_square
+from jaxface.area import by_pillow, to_square
 from jaxface.errors import UserError
 from jaxface.fields import FIELDS, REFERENCE
 from jaxface.prepare import find_prepared
@@ -70,19 +70,17 @@ class Decode(grain.transforms.Map):
   def _image(self, picture: np.ndarray) -> np.ndarray:
     if self.resize == 'area':
       return to_square(picture, self.image_size)
-    size = (self.image_size, self.image_size)
-    if self.resize == 'antialiased' and picture.shape[:2] != size:
-      return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    if self.resize == 'antialiased':
+      return by_pillow(picture, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
     return self._resized(picture, cv2.INTER_LINEAR)
 
   _makeup_image = _image
 
   def _blue(self, picture: np.ndarray) -> np.ndarray:
-    blue = picture[..., 2]
+    blue, side = picture[..., 2], self.image_size
     # Rows first and rounded, as MATLAB has it.
-    for size in ((blue.shape[1], self.image_size), (self.image_size, self.image_size)):
-      if blue.shape[::-1] != size:
-        blue = np.asarray(Image.fromarray(blue).resize(size, Image.Resampling.BICUBIC))
+    for size in ((blue.shape[1], side), (side, side)):
+      blue = by_pillow(blue, size, Image.Resampling.BICUBIC)
     return blue
 
   def _label(self, label: np.ndarray) -> np.ndarray:

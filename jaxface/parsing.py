@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from jaxface import labels
+from jaxface.area import by_pillow
 from jaxface.errors import UserError
 from jaxface.meshes import on_host
 from jaxface.models.bisenet import BiSeNet, normalise
@@ -125,8 +126,7 @@ class Parser:
 
   def shrunk(self, image: np.ndarray) -> np.ndarray:
     """What the network sees of a picture: uint8 [h, w, 3] -> uint8 [S, S, 3]."""
-    size = (self.image_size, self.image_size)
-    return image if image.shape[:2] == size else np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
+    return by_pillow(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
 
   def parse_shrunk(self, shrunk: Sequence[np.ndarray], sizes: Sequence[Size]) -> list[np.ndarray]:
     """Label maps, uint8 [h, w], of pictures that `shrunk` has made, [S, S, 3] each, at their own `sizes`."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface.conv import conv3x3
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.unet_layers import GroupNorm, torch_bias_init, torch_init
 from jaxface.spectral_norm import largest_singular_value, power_iteration
@@ -117,8 +117,8 @@ class BeautyGenerator(nn.Module):
   dtype: Dtype = jnp.float32
 
   def __post_init__(self):
-    if self.dim < 1 or self.num_blocks < 0:
-      raise UserError(f'dim={self.dim}, num_blocks={self.num_blocks}; the generator needs at least 1, and 0')
+    check_at_least(1, self, 'dim')
+    check_at_least(0, self, 'num_blocks')
     super().__post_init__()
 
   @nn.compact
@@ -200,9 +200,7 @@ class PatchDiscriminator(nn.Module):
   dtype: Dtype = jnp.float32
 
   def __post_init__(self):
-    for name in ('dim', 'num_layers'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name}={getattr(self, name)}; the discriminator needs at least 1')
+    check_at_least(1, self, 'dim', 'num_layers')
     super().__post_init__()
 
   @nn.compact

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxface.conv import conv_valid
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.group_norm import group_norm
 
@@ -272,9 +272,7 @@ class IPMNet(nn.Module):
   remat: bool = False
 
   def __post_init__(self):
-    for name in ('dim', 'mlp_dim', 'style_dim', 'num_downsamples', 'num_blocks'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name}={getattr(self, name)}; IPM-Net needs at least 1')
+    check_at_least(1, self, 'dim', 'mlp_dim', 'style_dim', 'num_downsamples', 'num_blocks')
     super().__post_init__()
 
   def setup(self):
@@ -363,9 +361,7 @@ class MultiScaleDiscriminator(nn.Module):
   dtype: Dtype = jnp.float32
 
   def __post_init__(self):
-    for name in ('dim', 'num_layers', 'num_scales'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name}={getattr(self, name)}; the discriminator needs at least 1')
+    check_at_least(1, self, 'dim', 'num_layers', 'num_scales')
     super().__post_init__()
 
   @nn.compact

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface import resize
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.attention import Keys, Lookup, MaskedAttention, SelfAttention
 from jaxface.models.spade import Modulation, Spade
@@ -249,9 +249,7 @@ class SCAUNet(nn.Module):
   dtype: Dtype = jnp.float32
 
   def __post_init__(self):
-    for name in ('num_blocks', 'num_classes', 'out_channels', 'spade_hidden', 'head_channels'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name}={getattr(self, name)}; it must be at least 1')
+    check_at_least(1, self, 'num_blocks', 'num_classes', 'out_channels', 'spade_hidden', 'head_channels')
     check_unet(self.model_channels, self.multipliers, self.attention_factors, self.head_channels)
     super().__post_init__()
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface import labels
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.attention import attend
 from jaxface.models.spade import Modulation, Spade
@@ -200,9 +200,7 @@ class SDMUNet(nn.Module):
 
   def __post_init__(self):
     """Says what is wrong with the attributes while the caller is still on the stack."""
-    for name in ('num_blocks', 'head_channels', 'num_classes', 'spade_hidden'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name}={getattr(self, name)}; it must be at least 1')
+    check_at_least(1, self, 'num_blocks', 'head_channels', 'num_classes', 'spade_hidden')
     check_unet(self.model_channels, self.multipliers, self.attention_factors, self.head_channels)
     super().__post_init__()
 

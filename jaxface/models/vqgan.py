@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype
 from jaxface.models.attention import attend
 from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, twice, uniform_within
@@ -219,9 +219,7 @@ class VQGAN(nn.Module):
       raise UserError(f'width={self.width}; it must be a multiple of {GROUPS}, which its norms divide it by')
     if not self.multipliers or min(self.multipliers) < 1:
       raise UserError(f'multipliers={self.multipliers}; give a whole number from 1 for each level')
-    for name in ('num_blocks', 'latent_channels', 'codebook_size'):
-      if getattr(self, name) < 1:
-        raise UserError(f'{name}={getattr(self, name)}; it must be at least 1')
+    check_at_least(1, self, 'num_blocks', 'latent_channels', 'codebook_size')
     super().__post_init__()
 
   @property
