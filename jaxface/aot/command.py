@@ -152,10 +152,19 @@ def report(name: str, compiled: 'Compiled') -> str:
     f'a step takes {estimate.seconds * 1e3:.4g} ms or more, bound by {estimate.bound}: at most {rate:.4g} images/s, '
     f'{rate / topology.chips:.4g} a chip, {estimate.compute / estimate.seconds:.0%} of peak',
   ]
+  if compiled.cycles:
+    lines.append(_by_cycles(compiled.cycles, topology.chip.clock))
   if compiled.batch_size < TPU_ROWS * topology.chips and not topology.is_gpu:
     fuller = f'--config.batch_size={TPU_ROWS * topology.chips}'
     lines.append(f'under {TPU_ROWS} pictures a chip they are cut into strips; {fuller} may take little longer')
   return '\n'.join(lines)
+
+
+def _by_cycles(cycles: int, clock: float) -> str:
+  return (
+    f"{cycles / clock * 1e3:.4g} ms by the compiler's own count of {cycles / 1e6:.4g} million cycles at "
+    f'{clock / 1e9:g} GHz: operations one after another, loops in full, without exchanges'
+  )
 
 
 def _between_slices(compiled: 'Compiled') -> str:
@@ -238,6 +247,7 @@ def as_json(name: str, compiled: 'Compiled') -> dict[str, Any]:
       'exchanges': by_kind(compiled.exchanges),
       'from_other_slices': dict(zip(('count', 'bytes'), compiled.from_other_slices, strict=True)),
       'loops': compiled.loops,
+      'compiler_cycles': compiled.cycles,
       'estimated_seconds': {**dataclasses.asdict(estimate), 'step': estimate.seconds},
       'bound': estimate.bound,
       'estimated_images_per_second': compiled.batch_size / estimate.seconds,

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from jaxface.aot import gpu, gpu_program, hlo, tpu_program
+from jaxface.aot import cycles, gpu, gpu_program, hlo, tpu_program
 from jaxface.aot.roofline import Roofline, roofline
 from jaxface.aot.topology import Topology
 from jaxface.batch_shapes import batch_shapes
@@ -65,7 +65,8 @@ class Compiled:
 
   `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit.
   `from_other_slices` is how often and how many bytes a TPU receives from those, which the estimate knows nothing of;
-  `loops` tells how many loops the program has, whose bodies are counted once; `text` is the program, as HLO.
+  `loops` tells how many loops the program has, whose bodies are counted once; `cycles` is the TPU's compiler's own
+  estimate, 0 for GPUs; `text` is the program, as HLO.
   """
 
   step: str
@@ -81,6 +82,7 @@ class Compiled:
   estimate: Roofline | None = None
   from_other_slices: tuple[int, int] = (0, 0)
   loops: int = 0
+  cycles: int = 0
   text: str = ''
 
   @property
@@ -149,13 +151,14 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
   )
   if memory.total > memory.available:
     return Compiled(**about, seconds_to_compile=seconds, memory=memory)
+  read = {'from_other_slices': hlo.from_other_slices(text), 'loops': hlo.loops(text), 'text': text}
   if topology.is_gpu:
     work = dataclasses.asdict(gpu_program.work(text))
   else:
     work = {'flops': program.cost_analysis()['flops'], 'bytes_moved': tpu_program.bytes_moved(text)}
+    read['cycles'] = cycles.cycles(text)
   work['exchanges'] = hlo.collectives(text)
   estimate = roofline(**work, chip=topology.chip, dtype=config.model.dtype, torus=topology.torus)
-  read = {'from_other_slices': hlo.from_other_slices(text), 'loops': hlo.loops(text), 'text': text}
   return Compiled(**about, seconds_to_compile=seconds, memory=memory, **work, estimate=estimate, **read)
 
 

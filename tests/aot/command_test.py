@@ -59,6 +59,9 @@ def test_the_report_says_what_bounds_the_step():
   assert 'a step takes 12.37 ms or more, bound by compute' in text
   assert '82% of peak' in text
   assert 'strips' not in text
+  assert 'cycles' not in text
+  counted = report('x.py:y', _compiled(cycles=30 * 10**6))
+  assert "\n20 ms by the compiler's own count of 30 million cycles at 1.5 GHz" in counted
   few = report('x.py:y', _compiled(batch_size=16))
   assert few.endswith('under 8 pictures a chip they are cut into strips; --config.batch_size=32 may take little longer')
 
