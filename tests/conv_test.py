@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxface import conv
+from jaxface import conv, cpu_conv
 
 
 def plain_conv(x, kernel):
@@ -90,7 +90,7 @@ def test_transposes_of_few_outputs_go_by_phases_on_cpu_only():
 def test_kernel_gradients_in_chunks_equal_those_in_one(kind, monkeypatch):
   fast, plain = PAIRS[kind]
   arguments = _inputs(kind, (6, 5), 6, 6)
-  monkeypatch.setattr(conv, '_CHUNK_BYTES', 1)
+  monkeypatch.setattr(cpu_conv, '_CHUNK_BYTES', 1)
   program = jax.jit(_gradients(fast)).lower(*arguments).as_text()
   assert 'stablehlo.while' in program
   assert_close(jax.jit(_gradients(fast))(*arguments), jax.jit(_gradients(plain))(*arguments))
@@ -120,7 +120,7 @@ def test_convolutions_without_padding_equal_plain_ones_on_every_platform(size, s
     return lax.conv_general_dilated(x, kernel, (stride,) * 2, 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
   def fast(x, kernel):
-    return conv.conv_valid(x, kernel, stride)
+    return conv.convolve(x, kernel, stride=stride)
 
   for derive in (lambda f: f, _gradients, _penalty_gradients):
     assert_close(jax.jit(derive(fast))(x, kernel), jax.jit(derive(plain))(x, kernel))

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.conv import conv3x3
+from jaxface.conv import convolve, convolve_transpose
 from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.unet_layers import GroupNorm, torch_bias_init, torch_init
 from jaxface.spectral_norm import largest_singular_value, power_iteration
-from jaxface.window_conv import convolve, convolve_transpose
 
 # PyTorch's xavier_normal_.
 _xavier = nn.initializers.variance_scaling(1.0, 'fan_avg', 'normal')
@@ -33,10 +32,7 @@ class Conv(nn.Module):
     """[B, H, W, I] -> [B, H / stride, W / stride, features] in `dtype`."""
     shape = (self.size, self.size, x_BHWI.shape[-1], self.features)
     kernel = self.param('kernel', _xavier, shape, jnp.float32).astype(self.dtype)
-    x_BHWI = x_BHWI.astype(self.dtype)
-    if self.size == 3 and self.stride == 1:
-      return conv3x3(x_BHWI, kernel)
-    return convolve(x_BHWI, kernel, stride=self.stride, pad=(self.size - 1) // 2)
+    return convolve(x_BHWI.astype(self.dtype), kernel, stride=self.stride, pad=(self.size - 1) // 2)
 
 
 class ConvTranspose(nn.Module):

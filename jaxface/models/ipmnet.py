@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from jaxface.conv import conv_valid
+from jaxface.conv import convolve
 from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.group_norm import group_norm
@@ -72,8 +72,29 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x_BHWI.shape[-1], self.features)
     kernel = self.param('kernel', he_fan_in, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    y = conv_valid(reflect(x_BHWI.astype(self.dtype), self.pad), kernel.astype(self.dtype), self.stride)
+    y = convolve(reflect(x_BHWI.astype(self.dtype), self.pad), kernel.astype(self.dtype), stride=self.stride)
     return y if self.normalised else y + spread(bias, y)
+
+
+class ExactConv(nn.Module):
+  """Convolution with zero padding and bias in float32: what pictures themselves go through, whatever `dtype` is.
+
+  Parameters `kernel` [size, size, I, features] and `bias` [features] (zeros); `size` is odd.
+  """
+
+  features: int
+  size: int
+  kernel_init: nn.initializers.Initializer
+
+  @nn.compact
+  def __call__(self, x_BHWI: jax.Array) -> jax.Array:
+    """[B, H, W, I] -> [B, H, W, features], float32."""
+    kernel = self.param(
+      'kernel', self.kernel_init, (self.size, self.size, x_BHWI.shape[-1], self.features), jnp.float32
+    )
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    y = convolve(x_BHWI, kernel, pad=self.size // 2, precision=lax.Precision.HIGHEST)
+    return y + spread(bias, y)
 
 
 class ResidualBlock(nn.Module):
@@ -110,7 +131,7 @@ def upsampled_conv5x5(x_BhwI: jax.Array, kernel: jax.Array) -> jax.Array:
   small = jnp.einsum('ruy,svx,yxio->uvirso', phases, phases, kernel, precision=lax.Precision.HIGHEST)
   small, kernel = small.reshape(3, 3, inputs, -1).astype(x_BhwI.dtype), kernel.astype(x_BhwI.dtype)
   edges = jnp.pad(x_BhwI, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
-  parts = conv_valid(edges, small).reshape(batch, height, width, 2, 2, -1)
+  parts = convolve(edges, small).reshape(batch, height, width, 2, 2, -1)
 
   # Mirroring is no padding of x, but differs from repeated edges only where the outermost tap of the outermost line
   # meets the last line but one instead of the last. Along such a line it is an ordinary convolution.
@@ -238,10 +259,7 @@ class Decoder(nn.Module):
       x = up(self.dim * 2 ** (self.num_downsamples - 1 - i), self.dtype, name=f'up{i}')(x)
     x = Conv(3, 7, pad=3, dtype=self.dtype, name='out')(x)
     picture = x.astype(jnp.float32) + shortcut.astype(jnp.float32)
-    # The picture itself goes through this one, so it is exact whatever `dtype` is; it costs nothing beside the rest.
-    init = pass_through if self.passes_through else he_fan_in
-    final = nn.Conv(3, (7, 7), padding=3, kernel_init=init, precision=lax.Precision.HIGHEST, name='final')
-    return final(picture)
+    return ExactConv(3, 7, pass_through if self.passes_through else he_fan_in, name='final')(picture)
 
 
 class IPMNet(nn.Module):

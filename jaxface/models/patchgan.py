@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface import window_conv
+from jaxface.conv import convolve
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm, Dtype, spread
 from jaxface.models.unet_layers import torch_bias_init
@@ -30,7 +30,7 @@ class Conv4x4(nn.Module):
     """[B, H, W, I] -> [B, h, w, features] in `dtype`, h = (H - 2) // stride + 1."""
     shape = (4, 4, x_BHWI.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.normal(0.02), shape, jnp.float32)
-    y = window_conv.convolve(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=1)
+    y = convolve(x_BHWI.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, pad=1)
     if not self.use_bias:
       return y
     bias = self.param('bias', torch_bias_init(16 * x_BHWI.shape[-1]), (self.features,), jnp.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from jaxface.conv import conv3x3
+from jaxface import conv
 from jaxface.layers import BatchNorm, Dtype
 from jaxface.max_pool import max_pool3x3
 
@@ -22,26 +22,20 @@ def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1, precision: l
   that of the products, as `jax.lax.Precision`; None is the backend's default.
   """
   size = kernel.shape[0]
-  by_window = functools.partial(_by_window, stride, precision=precision)
-  if size == 3 and stride == 1:
-    if precision is None:
-      return conv3x3(x_BHWI, kernel)
-    # `conv3x3` knows no precision and a CPU only one.
-    return lax.platform_dependent(x_BHWI, kernel, cpu=conv3x3, default=by_window)
   if size > 1:
-    return by_window(x_BHWI, kernel)
+    return conv.convolve(x_BHWI, kernel, stride=stride, pad=size // 2, precision=precision)
   by_product = functools.partial(_by_product, stride, precision=precision)
   if stride == 1:
     return by_product(x_BHWI, kernel)
   # XLA for GPUs dies of a product of every other pixel: github.com/openxla/xla/issues/47381.
+  by_window = functools.partial(_by_window, stride, precision=precision)
   return lax.platform_dependent(x_BHWI, kernel, cuda=by_window, rocm=by_window, default=by_product)
 
 
 def _by_window(stride: int, x_BHWI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike = None) -> jax.Array:
-  padding = ((kernel.shape[0] // 2,) * 2,) * 2
   layout = ('NHWC', 'HWIO', 'NHWC')
   return lax.conv_general_dilated(
-    x_BHWI, kernel, (stride, stride), padding, dimension_numbers=layout, precision=precision
+    x_BHWI, kernel, (stride, stride), 'VALID', dimension_numbers=layout, precision=precision
   )
 
 

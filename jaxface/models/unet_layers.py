@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface import resize, window_conv
-from jaxface.conv import conv3x3
+from jaxface import resize
+from jaxface.conv import convolve
 from jaxface.errors import UserError
 from jaxface.layers import Dtype, spread
 from jaxface.meshes import whole
@@ -62,10 +62,8 @@ class Conv(nn.Module):
     pad = self.size // 2 if self.pad is None else self.pad
     if (self.size, self.stride, pad) == (1, 1, 0):
       y = x @ kernel[0, 0]
-    elif (self.size, self.stride, pad) == (3, 1, 1):
-      y = conv3x3(x, kernel)
     else:
-      y = window_conv.convolve(x, kernel, stride=self.stride, pad=pad)
+      y = convolve(x, kernel, stride=self.stride, pad=pad)
     if not self.use_bias:
       return y
     bias_init = nn.initializers.zeros if self.zero else torch_bias_init(self.size**2 * x.shape[-1])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxface import window_conv
-from jaxface.window_conv import convolve, convolve_transpose
+from jaxface import cpu_conv, plain_conv
+from jaxface.conv import convolve, convolve_transpose
 
 
 def _native(x, kernel, stride, pad):
@@ -20,7 +20,7 @@ def _native(x, kernel, stride, pad):
 @pytest.mark.parametrize('case', [(7, 1, 3, 2, 5), (7, 1, 3, 5, 2), (4, 1, 1, 6, 1), (4, 2, 1, 3, 4), (3, 2, 0, 2, 2)])
 @pytest.mark.parametrize('chunk', [0, 2**24])
 def test_convolution_and_its_gradients(case, chunk, monkeypatch):
-  monkeypatch.setattr(window_conv, '_CHUNK_BYTES', chunk)
+  monkeypatch.setattr(cpu_conv, '_CHUNK_BYTES', chunk)
   size, stride, pad, inputs, outputs = case
   rng = np.random.default_rng(0)
   x = rng.standard_normal((3, 10, 12, inputs)).astype(np.float32)
@@ -35,8 +35,8 @@ def test_convolution_and_its_gradients(case, chunk, monkeypatch):
       y, pull = jax.vjp(function, x, kernel)
       found.append((y, pull(jnp.sin(y))))
     # What other backends run.
-    geometry = window_conv._Geometry(size, stride, pad, *x.shape[1:3])
-    return *found, window_conv._kernel_gradient_by_window(geometry, x, jnp.sin(found[1][0]))
+    geometry = plain_conv.Geometry(stride, pad, *x.shape[1:3], *found[1][0].shape[1:3], size)
+    return *found, plain_conv.kernel_gradient(geometry, x, jnp.sin(found[1][0]))
 
   (y, gradients), (expected, expected_gradients), by_window = both(x, kernel)
   np.testing.assert_allclose(y, expected, atol=1e-4)
