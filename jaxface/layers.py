@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxface import conv
 from jaxface.meshes import gather_from_own_rows
+from jaxface.moments import variance
 
 Dtype = jnp.dtype | type
 
@@ -88,11 +89,9 @@ def _moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]
 
 def _moments_of_part(x: jax.Array) -> jax.Array:
   """Mean and biased variance of every channel over the rows of one device, float32 [1, 2, C]."""
-  x = x.astype(jnp.float32)
-  pixels = tuple(range(x.ndim - 1))
-  mean = x.mean(pixels)
-  # Two passes: E[x^2] - E[x]^2 loses the variance of a channel that hardly varies.
-  return jnp.stack([mean, jnp.square(x - _wide(mean, x)).mean(pixels)])[None]
+  over_pixels = lambda values: values.mean(tuple(range(x.ndim - 1)), keepdims=True)
+  mean = over_pixels(x.astype(jnp.float32))
+  return jnp.stack([mean.ravel(), variance(x, mean, over_pixels).ravel()])[None]
 
 
 class BatchNorm(nn.Module):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxface.layers import Dtype
 from jaxface.meshes import TPU_ROWS, rows_per_device
+from jaxface.moments import variance
 
 
 class _Options(NamedTuple):
@@ -51,8 +52,8 @@ def group_norm(
 
 def _mean(values_BHWC: jax.Array, groups: int) -> jax.Array:
   """Mean of every group, for each of its channels: [B, 1, 1, C]."""
-  # Axis by axis: all values at once round badly where features hardly vary, and so would E[x^2] - E[x]^2. Features are
-  # never cut into groups themselves: what is small is then spread by a plain broadcast, which costs no memory.
+  # Axis by axis: all values at once round badly where features hardly vary. Features are never cut into groups
+  # themselves: what is small is then spread by a plain broadcast, which costs no memory.
   mean_BC = values_BHWC.mean(1).mean(1)
   mean_BG = mean_BC.reshape(len(mean_BC), groups, -1).mean(-1)
   return jnp.repeat(mean_BG, mean_BC.shape[-1] // groups, axis=-1)[:, None, None]
@@ -66,9 +67,9 @@ def _group_norm(options: _Options, x: jax.Array, scale: jax.Array, shift: jax.Ar
 def _forward(options, x, scale, shift):
   values = x.astype(jnp.float32)
   mean = _mean(values, options.groups)
-  centred = values - mean
-  factor, bend = _factor(options, _mean(jnp.square(centred), options.groups), x[0].size // options.groups)
-  y = centred * factor * (options.offset + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+  var = variance(x, mean, lambda values: _mean(values, options.groups))
+  factor, bend = _factor(options, var, x[0].size // options.groups)
+  y = (values - mean) * factor * (options.offset + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
   return y.astype(options.dtype), (x, scale, shift, mean, factor, bend)
 
 
