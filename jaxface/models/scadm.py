@@ -24,7 +24,7 @@ from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.attention import Keys, Lookup, MaskedAttention, SelfAttention
 from jaxface.models.spade import Modulation, Spade
-from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
+from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding
 
 
 @flax.struct.dataclass
@@ -211,7 +211,7 @@ class Stage(nn.Module):
     x = self.residual(x_BhwC, shift_BC, modulations)
     if self.heads:
       x = self.transformer(x, prepared)
-    return self.enlarge(twice(x)) if self.up else x
+    return self.enlarge(resize.twice(x)) if self.up else x
 
 
 class SCAUNet(nn.Module):

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface import labels
+from jaxface import labels, resize
 from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype, spread
 from jaxface.models.attention import attend
 from jaxface.models.spade import Modulation, Spade
-from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding, twice
+from jaxface.models.unet_layers import Conv, GroupNorm, Linear, check_sides, check_unet, timestep_embedding
 
 # What a label map does in the two norms of a stage; nothing in plain ones.
 Modulations = tuple[Modulation, ...]
@@ -96,7 +96,7 @@ class Residual(nn.Module):
   def __call__(self, x_BHWC: jax.Array, film_BC: jax.Array, modulations: Modulations) -> jax.Array:
     """[B, H, W, in_channels] -> [B, h, w, C] in `dtype`; `film_BC` from `film`, `modulations` from `prepare`."""
     first, second = ((modulation,) for modulation in modulations) if modulations else ((), ())
-    resample = {None: lambda t: t, 'half': halved, 'twice': twice}[self.resample]
+    resample = {None: lambda t: t, 'half': halved, 'twice': resize.twice}[self.resample]
     y = self.conv1(resample(nn.silu(self.norm1(x_BHWC, *first))))
     y = self.norm2(y, *second)
     scale, shift = (spread(half, y) for half in jnp.split(film_BC[:, None, None], 2, -1))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface import resize
 from jaxface.conv import convolve
 from jaxface.errors import UserError
 from jaxface.layers import Dtype, spread
@@ -115,11 +114,6 @@ class GroupNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
     scale, bias = (vector[None, None, None] for vector in (scale, bias))
     return group_norm(x_BHWC, scale, bias, groups=self.groups, epsilon=self.epsilon, dtype=self.dtype)
-
-
-def twice(x_BHWC: jax.Array) -> jax.Array:
-  """Every pixel as 2x2 pixels: [B, H, W, C] -> [B, 2H, 2W, C]."""
-  return resize.nearest(x_BHWC, (2 * x_BHWC.shape[1], 2 * x_BHWC.shape[2]))
 
 
 def check_unet(

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxface import resize
 from jaxface.errors import UserError, check_at_least
 from jaxface.layers import Dtype
 from jaxface.models.attention import attend
-from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, twice, uniform_within
+from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, uniform_within
 
 # Of every norm.
 _EPSILON = 1e-6
@@ -93,7 +94,7 @@ class Upsample(nn.Module):
   @nn.compact
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     """[B, H, W, C] -> [B, 2H, 2W, C] in `dtype`."""
-    return Conv(x_BHWC.shape[-1], dtype=self.dtype, name='conv')(twice(x_BHWC))
+    return Conv(x_BHWC.shape[-1], dtype=self.dtype, name='conv')(resize.twice(x_BHWC))
 
 
 class _Stack(nn.Module):

@@ -12,7 +12,8 @@ from jaxface.convert import scadm_unet, tensors
 from jaxface.errors import UserError
 from jaxface.models.attention import MaskedAttention
 from jaxface.models.scadm import Conditioning, Residual, SCAUNet, Stage, Transformer, denoise_with_scores
-from jaxface.models.unet_layers import Conv, twice
+from jaxface.models.unet_layers import Conv
+from jaxface.resize import twice
 from jaxface.state import count
 from tests.golden import Initialised, load
 
