@@ -73,11 +73,6 @@ def eps_from(kind: str, schedule: Schedule, x: jax.Array, output: jax.Array, t: 
   return (x - signal * output) / sigma if kind == 'x0' else sigma * x + signal * output
 
 
-def eps_from_v(schedule: Schedule, x: jax.Array, v: jax.Array, t: jax.Array) -> jax.Array:
-  """sqrt(1 - a) x_t + sqrt(a) v."""
-  return eps_from('v', schedule, x, v, t)
-
-
 def x0_from_eps(schedule: Schedule, x: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
   """(x_t - sqrt(1 - a) eps) / sqrt(a)."""
   signal, sigma = _levels(schedule, t, x)

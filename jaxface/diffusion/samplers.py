@@ -171,9 +171,8 @@ def make_plan(
     raise UserError(f'unknown sampler {name!r}; choose from {", ".join(SAMPLERS)}')
   if eta and name != 'ddim':
     raise UserError(f'eta={eta} with the sampler {name}; only ddim has it: leave it at 0')
-  if name == 'ddim':
-    return ddim(schedule, steps, eta=eta)
-  return ddpm(schedule, steps, variance=variance) if name == 'ddpm' else dpm_solver(schedule, steps)
+  options = {'ddim': {'eta': eta}, 'ddpm': {'variance': variance}}.get(name, {})
+  return SAMPLERS[name](schedule, steps, **options)
 
 
 def draw_noise(keys_B: jax.Array, shape: tuple[int, ...], draw: jax.Array | int = 0) -> jax.Array:

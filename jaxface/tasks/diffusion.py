@@ -231,10 +231,12 @@ class DiffusionTask(abc.ABC):
 
       return denoise
 
-    unconditional = None if sampling.guidance == 1 else denoiser(self.nothing())
+    denoise = denoiser(given)
+    if sampling.guidance != 1:
+      denoise = samplers.guided(denoise, denoiser(self.nothing()), sampling.guidance)
     x0 = samplers.sample(
       sampling.plan,
-      samplers.guided(denoiser(given), unconditional, sampling.guidance),
+      denoise,
       samplers.draw_noise(keys, self.x_shape) if noise is None else noise,
       times={'network': networks_times, 't': timesteps[:, None]},
       keys=keys,
