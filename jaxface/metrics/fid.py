@@ -7,14 +7,12 @@ A figure depends on how many pictures there are on either side: few make it larg
 # N pictures | D features
 
 import dataclasses
-import functools
 import os
 import zipfile
 
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.processes import gathered
 
 # Below as many pictures as there are features the covariances are singular, and the distance mostly says so.
 LEAST_PICTURES = 2048
@@ -60,10 +58,6 @@ class FeatureStatistics:
     centred = features - mu
     return cls(mu, centred.T @ centred / max(len(features) - 1, 1), len(features))
 
-  def update(self, features: np.ndarray) -> 'FeatureStatistics':
-    """Statistics of this set and of features [N, D] together."""
-    return self.merge(FeatureStatistics.of(features))
-
   def merge(self, other: 'FeatureStatistics') -> 'FeatureStatistics':
     """Statistics of both sets together (Chan et al. 1983). UserError where a count is unknown."""
     if self.count is None or other.count is None:
@@ -99,18 +93,6 @@ class FeatureStatistics:
       shapes = f'mu {mu.shape} and sigma {sigma.shape} must be finite, [D] and [D, D]'
       raise UserError(f'{os.fspath(path)}: no statistics of features; {shapes}')
     return cls(mu, sigma, count)
-
-
-def over_processes(statistics: FeatureStatistics) -> FeatureStatistics:
-  """Every process gives the statistics of its own pictures, and gets those of all pictures, the same everywhere."""
-  own = np.concatenate([[statistics.count], statistics.mu, statistics.sigma.ravel()])
-  # As bits: JAX without 64 bits would round them on their way.
-  shares = gathered(own.view(np.uint32)).view(np.float64).reshape(-1, own.size)
-  size = statistics.mu.size
-  return functools.reduce(
-    FeatureStatistics.merge,
-    [FeatureStatistics(s[1 : 1 + size], s[1 + size :].reshape(size, size), int(s[0])) for s in shares],
-  )
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

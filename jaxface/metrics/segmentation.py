@@ -27,34 +27,6 @@ def mask_dice(prediction: jax.Array, target: jax.Array, *, threshold: float = 0.
   return _ratio(2 * overlap_B, prediction_B + target_B)
 
 
-def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
-  """Pixel counts of label maps, integers [B, H, W] -> int32 [B, num_classes, num_classes].
-
-  Entry [b, i, j]: pixels of picture b whose label is i and whose prediction is j. Pixels where either lies outside
-  0..num_classes - 1 (255, "ignore", say) are not counted. Counts of many pictures add up; beyond 2^31 pixels sum in
-  float64 or int64.
-  """
-  if labels.shape != predictions.shape or labels.ndim != 3:
-    raise UserError(f'label maps of shapes {labels.shape} and {predictions.shape}; both must be [B, H, W] and alike')
-  labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
-  counted = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
-  # One bin beyond the last is out of bounds, and there bincount drops.
-  cell = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
-  counts = jax.vmap(lambda cells: jnp.bincount(cells.ravel(), length=num_classes**2))(cell)
-  return counts.reshape(-1, num_classes, num_classes).astype(jnp.int32)
-
-
-def iou_from_confusion(confusion: jax.Array) -> jax.Array:
-  """Intersection over union of every class, counts [..., C, C] -> float32 [..., C] in [0, 1].
-
-  NaN for a class that occurs neither in labels nor in predictions: average with `jnp.nanmean`.
-  """
-  confusion = confusion.astype(jnp.float32)
-  overlap = jnp.diagonal(confusion, axis1=-2, axis2=-1)
-  union = confusion.sum(-1) + confusion.sum(-2) - overlap
-  return jnp.where(union > 0, overlap / jnp.maximum(union, 1), jnp.nan)
-
-
 class Overlap(NamedTuple):
   """How labels and predictions of each picture overlap, as shares of its pixels; float32.
 
@@ -72,7 +44,10 @@ class Overlap(NamedTuple):
 
 
 def overlap(labels: jax.Array, predictions: jax.Array, num_classes: int) -> Overlap:
-  """Overlap of label maps, integers [B, H, W]: sums of a `confusion_matrix`, which says what is not counted."""
+  """Overlap of label maps, integers [B, H, W].
+
+  Pixels where label or prediction lies outside 0..num_classes - 1 (255, "ignore", say) are not counted.
+  """
   if labels.shape != predictions.shape or labels.ndim != 3:
     raise UserError(f'label maps of shapes {labels.shape} and {predictions.shape}; both must be [B, H, W] and alike')
   labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
@@ -100,7 +75,10 @@ def scores(intersection: np.ndarray, union: np.ndarray, counted: float) -> dict[
 
 
 def count_pairs(label: np.ndarray, found: np.ndarray, num_classes: int) -> np.ndarray:
-  """`confusion_matrix` on the host, of label maps of any shape together: int64 [num_classes, num_classes]."""
+  """How many pixels have each pair of classes: int64 [num_classes, num_classes], rows by `label`, columns by `found`.
+
+  Label maps of one shape, any number of them together, on the host; every value must be below `num_classes`.
+  """
   cell = label.astype(np.intp) * num_classes + found
   return np.bincount(cell.ravel(), minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -109,15 +87,6 @@ def scores_of(confusion: np.ndarray) -> dict[str, np.ndarray | float]:
   """`scores` of a confusion matrix [C, C]."""
   intersection = np.diagonal(confusion)
   return scores(intersection, confusion.sum(0) + confusion.sum(1) - intersection, confusion.sum())
-
-
-def mean_iou(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
-  """Mean IoU over the classes that a picture's labels or predictions contain: integers [B, H, W] -> float32 [B].
-
-  A benchmark's mIoU is something else: `iou_from_confusion` of the matrices summed over all pictures.
-  NaN where no pixel is counted (see `confusion_matrix`).
-  """
-  return jnp.nanmean(iou_from_confusion(confusion_matrix(labels, predictions, num_classes)), axis=-1)
 
 
 def _counts(prediction, target, threshold):

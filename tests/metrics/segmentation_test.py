@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxface.errors import UserError
-from jaxface.metrics.segmentation import confusion_matrix, iou_from_confusion, mask_dice, mask_iou, mean_iou
+from jaxface.metrics.segmentation import count_pairs, mask_dice, mask_iou, overlap, scores, scores_of
 
 
 def test_masks_counted_by_hand():
@@ -19,34 +19,20 @@ def test_masks_counted_by_hand():
   np.testing.assert_allclose(mask_iou(prediction, target, threshold=0.7), [0, 0, 0, 1])
 
 
-def test_confusion_counts_pixels_of_each_picture():
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 4, (3, 7, 9)).astype(np.uint8)
-  predictions = rng.integers(0, 4, (3, 7, 9)).astype(np.uint8)
-  labels[0, 0, 0] = 255  # ignored
-  predictions[1, 0, 0] = 4  # outside, ignored
-  actual = jax.jit(confusion_matrix, static_argnums=2)(labels, predictions, 4)
-  expected = np.zeros((3, 4, 4), int)
-  for b, y, x in np.ndindex(labels.shape):
-    if labels[b, y, x] < 4 and predictions[b, y, x] < 4:
-      expected[b, labels[b, y, x], predictions[b, y, x]] += 1
-  np.testing.assert_array_equal(actual, expected)
-  assert actual.sum() == labels.size - 2
-  negative = confusion_matrix(np.full((1, 2, 2), -1), np.full((1, 2, 2), 3), 4)
-  assert not negative.any()
-
-
-def test_iou_counted_by_hand():
-  labels = np.array([[[0, 0, 1, 1]], [[2, 2, 2, 2]]])
-  predictions = np.array([[[0, 1, 1, 1]], [[2, 2, 2, 2]]])
-  confusion = confusion_matrix(labels, predictions, 3)
-  np.testing.assert_allclose(iou_from_confusion(confusion), [[1 / 2, 2 / 3, np.nan], [np.nan, np.nan, 1]], rtol=1e-6)
-  np.testing.assert_allclose(mean_iou(labels, predictions, 3), [7 / 12, 1], rtol=1e-6)
-  np.testing.assert_allclose(iou_from_confusion(confusion.sum(0)), [1 / 2, 2 / 3, 1], rtol=1e-6)
+def test_label_maps_agree_as_much_counted_on_the_host_as_on_devices():
+  label, found = np.random.default_rng(0).integers(0, 4, (2, 3, 7, 9))
+  pairs = count_pairs(label, found, 5)
+  expected = np.zeros((5, 5), int)
+  for at in np.ndindex(label.shape):
+    expected[label[at], found[at]] += 1
+  np.testing.assert_array_equal(pairs, expected)
+  of_set = scores(*(np.asarray(share).mean(0) for share in overlap(label, found, 5)))
+  for name, value in scores_of(pairs).items():
+    np.testing.assert_allclose(value, of_set[name], rtol=1e-6)
 
 
 def test_shapes_that_differ_are_refused():
   with pytest.raises(UserError, match='alike'):
-    confusion_matrix(np.zeros((1, 2, 2), int), np.zeros((1, 2, 3), int), 2)
+    overlap(np.zeros((1, 2, 2), int), np.zeros((1, 2, 3), int), 2)
   with pytest.raises(UserError, match='alike'):
     mask_iou(np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2)))
