@@ -28,7 +28,6 @@ Batch = Mapping[str, Any]
 Rule = Callable[[tuple[int, ...], Mesh], P]
 
 PMAP_AXIS = 'batch'
-MODES = ('jit', 'pmap')
 
 
 def check_batch_size(batch_size: int, divisor: int, name: str = 'batch_size') -> None:
@@ -405,7 +404,7 @@ _ENGINES = {'jit': JitEngine, 'pmap': PmapEngine}
 def make_engine(make_task: Callable[[str | None], Task], *, mode: str, fsdp: int, seed: int) -> Engine:
   """Compiles a task for all devices; `make_task` is told the axis name that the chosen way of compiling needs."""
   if mode not in _ENGINES:
-    raise UserError(f'unknown parallel.mode {mode!r}; choose from {", ".join(MODES)}')
+    raise UserError(f'unknown parallel.mode {mode!r}; choose from {", ".join(_ENGINES)}')
   if mode == 'pmap' and fsdp != 1:
     raise UserError(f'parallel.fsdp={fsdp} needs parallel.mode=jit; pmap keeps a whole copy on every device')
   engine = _ENGINES[mode]

@@ -17,6 +17,7 @@ from jaxface.meshes import on_host
 from jaxface.metrics import fid, paired, segmentation
 from jaxface.parallel import JitEngine
 from jaxface.parsing import Parser, load_parser
+from jaxface.processes import process_and_count
 from jaxface.state import PyTree, TrainState
 from jaxface.tasks.task import Batch, Compared
 from jaxface.timing import time_repeatedly
@@ -105,8 +106,7 @@ class Perceptual:
     counts: dict[str, float] = defaultdict(float)
     statistics: dict[str, fid.FeatureStatistics] = {}
     agreement: dict[str, np.ndarray] = {}
-    process = (jax.process_index(), jax.process_count())
-    for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process):
+    for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process_and_count()):
       given = engine.put(batch)
       before = self._nothing_before(engine, state, given) if before is None else before
       found, before = step(state, variables, given, before)

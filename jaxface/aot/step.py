@@ -49,11 +49,6 @@ class Memory:
   available: int
 
   @property
-  def planned(self) -> int:
-    """What the step is given, by our own count."""
-    return self.parameters + self.optimizer + self.frozen + self.other + self.batch
-
-  @property
   def total(self) -> int:
     """What the step needs at most; what it returns lies where its arguments lay."""
     return self.given + self.temporaries + self.program
