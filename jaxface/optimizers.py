@@ -63,8 +63,7 @@ OPTIMIZERS = {
   'momentum': lambda momentum=0.9: optax.trace(momentum),
 }
 
-DECAYS = ('constant', 'cosine', 'linear', 'poly', 'halve')
-# Those that go by the number of steps in all.
+# Those decays that go by the number of steps in all.
 ENDING_DECAYS = ('cosine', 'linear', 'poly')
 
 
@@ -82,22 +81,23 @@ def learning_rate_schedule(
   The warm-up is linear from 0, or with `warmup_from` > 0 geometric from there. 'poly' is linear decay to the power 0.9.
   'halve' halves every `halve_steps` updates, one update early as PyTorch does whose scheduler steps first.
   """
-  if decay not in DECAYS:
-    raise UserError(f'unknown optimizer.decay {decay!r}; choose from {", ".join(DECAYS)}')
   if decay == 'halve' and halve_steps < 1:
     raise UserError(f"optimizer.decay='halve' needs optimizer.halve_steps; got {halve_steps}, give at least 1")
   for name, value in (('learning_rate', peak), ('warmup_steps', warmup_steps)):
     if value < 0:
       raise UserError(f'optimizer.{name}={value}; give at least 0')
   after = max(total_steps - warmup_steps, 1)
-  main = {
-    'constant': lambda: optax.constant_schedule(peak),
-    'cosine': lambda: optax.cosine_decay_schedule(peak, after),
-    'linear': lambda: optax.linear_schedule(peak, 0.0, after),
+  decays = {
+    'constant': optax.constant_schedule(peak),
+    'cosine': optax.cosine_decay_schedule(peak, after),
+    'linear': optax.linear_schedule(peak, 0.0, after),
     # optax's own subtracts a float32 quotient from 1, which leaves three digits of the last steps.
-    'poly': lambda: lambda count: peak * (jnp.maximum(after - count, 0) / after) ** 0.9,
-    'halve': lambda: lambda count: peak * 0.5 ** ((count + 1) // max(halve_steps, 1)),
-  }[decay]()
+    'poly': lambda count: peak * (jnp.maximum(after - count, 0) / after) ** 0.9,
+    'halve': lambda count: peak * 0.5 ** ((count + 1) // halve_steps),
+  }
+  if decay not in decays:
+    raise UserError(f'unknown optimizer.decay {decay!r}; choose from {", ".join(decays)}')
+  main = decays[decay]
   if not warmup_steps:
     return main
   if warmup_from:
