@@ -21,21 +21,18 @@ def map_batches(
   variables: Any,
   batches: Iterable[list[tuple[np.ndarray, ...]]],
   batch_size: int,
-  *,
-  arrays: int,
 ) -> Iterator[Any]:
   """`function(variables, *stacked)` for each batch of items; results, arrays [B, ...] or trees of them, on the host.
 
   Args:
-    function: maps `variables` and `arrays` arrays [B, ...] to arrays [B, ...], row by row. It is compiled once for
-      each shape that fills a batch, and else for as many rows as there are.
+    function: maps `variables` and the arrays of items, [B, ...] each, to arrays [B, ...], row by row. It is compiled
+      once for each shape that fills a batch, and else for as many rows as there are.
     variables: of a network, say; copied to every device.
-    batches: lists of up to `batch_size` items, each `arrays` arrays, whose shapes are alike within a list; uint8 ones
+    batches: lists of up to `batch_size` items, as many arrays each, whose shapes are alike within a list; uint8 ones
       arrive as floats in [0, 1].
     batch_size: items on all devices together.
-    arrays: arrays of an item.
   """
-  run, whole, rows = _compiled(function, arrays)
+  run, whole, rows = _compiled(function)
   variables = jax.device_put(variables, whole)
   filled, pending = set(), collections.deque()
 
@@ -52,7 +49,7 @@ def map_batches(
     columns = [np.stack(column) for column in zip(*items, *[items[-1]] * filling, strict=True)]
     columns = [jax.device_put(column, rows) for column in columns]
     columns = [_to_floats(column) if column.dtype == np.uint8 else column for column in columns]
-    pending.append((run(variables, *columns), count))
+    pending.append((run(variables, columns), count))
     if len(pending) == _IN_FLIGHT:
       yield finish()
   while pending:
@@ -67,10 +64,11 @@ def _to_floats(values: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _compiled(function: Callable, arrays: int) -> tuple[Callable, NamedSharding, NamedSharding]:
-  """The function over all devices, and the shardings of its first argument and of the others."""
+def _compiled(function: Callable) -> tuple[Callable, NamedSharding, NamedSharding]:
+  """The function of variables and a list of arrays over all devices, and the shardings of the two."""
   mesh = make_mesh(devices=jax.local_devices())
   whole, rows = P(), P(BATCH_AXES)
   # Each device works on its own rows; nothing is exchanged.
-  shared = jax.shard_map(function, mesh=mesh, in_specs=(whole, *[rows] * arrays), out_specs=rows)
+  listed = lambda variables, arrays: function(variables, *arrays)
+  shared = jax.shard_map(listed, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
   return jax.jit(shared), NamedSharding(mesh, whole), NamedSharding(mesh, rows)

@@ -101,8 +101,8 @@ def _middle(plane: np.ndarray) -> np.ndarray:
   return plane[top : top + side, left : left + side]
 
 
-def _mapped(function: Callable, run: Run, items: Iterable[tuple[np.ndarray, ...]], arrays: int) -> Iterator[Any]:
-  batches = map_batches(function, run.state, chunks(items, _BATCH), _BATCH, arrays=arrays)
+def _mapped(function: Callable, run: Run, items: Iterable[tuple[np.ndarray, ...]]) -> Iterator[Any]:
+  batches = map_batches(function, run.state, chunks(items, _BATCH), _BATCH)
   return itertools.chain.from_iterable(batches)
 
 
@@ -110,7 +110,7 @@ def _styles(run: Run, pairs: Sequence[tuple[np.ndarray | None, np.ndarray]]) -> 
   """The style of pictures, uint8 [S, S, 3] or None for an empty one, under label maps."""
   nothing = np.zeros((run.config.model.image_size,) * 2 + (3,), np.uint8)
   items = ((nothing if image is None else image, np.float32(image is not None), label) for image, label in pairs)
-  tokens = _mapped(functools.partial(_tokens, run.engine.task), run, items, 3)
+  tokens = _mapped(functools.partial(_tokens, run.engine.task), run, items)
   return (Style(each, classes_in(label)) for each, (_, label) in zip(tokens, pairs, strict=True))
 
 
@@ -122,7 +122,7 @@ def _tokens(task: ScaDmTask, state: TrainState, image: jax.Array, given: jax.Arr
 def through_first_stage(run: Run, faces: Iterable[Face]) -> list[np.ndarray]:
   """What the autoencoder alone makes of photos, uint8 [S, S, 3] each: the best that drawing can reach."""
   items = ((face.image,) for face in faces)
-  return [figures.to_uint8(each) for each in _mapped(functools.partial(_coded, run.engine.task), run, items, 1)]
+  return [figures.to_uint8(each) for each in _mapped(functools.partial(_coded, run.engine.task), run, items)]
 
 
 def _coded(task: ScaDmTask, state: TrainState, image: jax.Array) -> jax.Array:
@@ -140,8 +140,7 @@ def draw(
       tokens = () if style is None else (style.tokens,)
       yield layouts[layout].label, np.array([seed, layout, draw], np.uint32), *tokens
 
-  arrays = len(next(items()))
-  drawn = _mapped(functools.partial(_drawn, run.engine.task, sampling), run, items(), arrays)
+  drawn = _mapped(functools.partial(_drawn, run.engine.task, sampling), run, items())
   for picture in tqdm(drawn, total=len(drawings), unit=' pictures', desc='synthesize', leave=False, disable=None):
     yield figures.to_uint8(picture)
 

@@ -221,7 +221,7 @@ def _codes(run: 'Run', references: Photos) -> list[tuple[np.ndarray, np.ndarray]
       seen.append(_middle(view.image, task))
       yield view.image, view.label
 
-  batches = map_batches(functools.partial(_code, task), run.state, chunks(items(), _BATCH), _BATCH, arrays=2)
+  batches = map_batches(functools.partial(_code, task), run.state, chunks(items(), _BATCH), _BATCH)
   codes = list(itertools.chain.from_iterable(batches))
   return list(zip(seen, codes, strict=True))
 
@@ -253,7 +253,7 @@ def _transfers(
         if level > 0:
           yield view.image, view.label, code, np.float32(level)
 
-  batches = map_batches(functools.partial(_wear, task), run.state, chunks(items(), _BATCH), _BATCH, arrays=4)
+  batches = map_batches(functools.partial(_wear, task), run.state, chunks(items(), _BATCH), _BATCH)
   worn = itertools.chain.from_iterable(batches)
   for own in worn:
     canvas = canvases.popleft()

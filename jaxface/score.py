@@ -296,7 +296,7 @@ def _score_pairs(found, sides, metrics, ssim_window, batch_size, weights_dir) ->
   values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
   batches = batches_by_shape(_read_pairs(*sides, skipped), batch_size)
   try:
-    for measured in map_batches(measure, variables, batches, batch_size, arrays=2):
+    for measured in map_batches(measure, variables, batches, batch_size):
       for name in metrics:
         values[name].append(measured[name].astype(np.float64))
   except UserError as error:
@@ -335,7 +335,7 @@ def _features(network: 'Network', side: PictureSet, batch_size: int, skipped: Sk
 
   pictures = tqdm(read_each(read, side.keys, skipped), total=len(side), desc=side.name, leave=False, disable=None)
   batches = batches_by_shape(pictures, batch_size)
-  found = list(map_batches(_apply(network.module), network.variables, batches, batch_size, arrays=1))
+  found = list(map_batches(_apply(network.module), network.variables, batches, batch_size))
   _check_any(len(found), skipped)
   return np.concatenate(found)
 

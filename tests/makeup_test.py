@@ -64,13 +64,13 @@ def computed(monkeypatch):
   """How many codes and transfers were computed."""
   counts = {2: 0, 4: 0}
 
-  def counting(function, variables, batches, batch_size, *, arrays):
+  def counting(function, variables, batches, batch_size):
     def counted():
       for batch in batches:
-        counts[arrays] += len(batch)
+        counts[len(batch[0])] += len(batch)
         yield batch
 
-    return map_batches(function, variables, counted(), batch_size, arrays=arrays)
+    return map_batches(function, variables, counted(), batch_size)
 
   map_batches = device_map.map_batches
   monkeypatch.setattr(device_map, 'map_batches', counting)
@@ -233,10 +233,10 @@ def test_the_systems_run_on_all_devices(name, variant, monkeypatch):
   batch, size = 8, task.image_size
   image = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
   label = jax.ShapeDtypeStruct((batch, size, size), np.int32)
-  run, *_ = device_map._compiled(functools.partial(makeup._code, task), 2)
-  code = jax.eval_shape(run, state, image, label)
-  run, *_ = device_map._compiled(functools.partial(makeup._wear, task), 4)
-  worn = jax.eval_shape(run, state, image, label, code, jax.ShapeDtypeStruct((batch,), np.float32))
+  run, *_ = device_map._compiled(functools.partial(makeup._code, task))
+  code = jax.eval_shape(run, state, [image, label])
+  run, *_ = device_map._compiled(functools.partial(makeup._wear, task))
+  worn = jax.eval_shape(run, state, [image, label, code, jax.ShapeDtypeStruct((batch,), np.float32)])
   assert worn.shape == (batch, *[task.framing.crop_size] * 2, 3)
 
 

@@ -413,9 +413,9 @@ def test_sdm_draws_after_label_maps(sdm, monkeypatch):
   assert sampling.plan.learned
   assert not face_drawing.make_sampling(sdm, 'ddim', 2, 1.0).plan.draws
   task, batch = sdm.engine.task, 8
-  run, *_ = device_map._compiled(functools.partial(face_drawing._drawn, task, sampling), 2)
+  run, *_ = device_map._compiled(functools.partial(face_drawing._drawn, task, sampling))
   label = jax.ShapeDtypeStruct((batch, task.image_size, task.image_size), np.int32)
-  drawn = jax.eval_shape(run, sdm.state, label, jax.ShapeDtypeStruct((batch, 3), np.uint32))
+  drawn = jax.eval_shape(run, sdm.state, [label, jax.ShapeDtypeStruct((batch, 3), np.uint32)])
   assert drawn.shape == (batch, task.image_size, task.image_size, 3)
 
 
