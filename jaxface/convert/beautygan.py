@@ -15,17 +15,12 @@ from jaxface.models.beautygan import BeautyGenerator, PatchDiscriminator
 _UNREAD = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
-def _norm(public: str, *path: str) -> Iterator[tuple[str, tensors.Path]]:
-  for theirs, ours in (('weight', 'scale'), ('bias', 'bias')):
-    yield f'{public}.{theirs}', ('params', *path, ours)
-
-
 def _pair(
   public: str, number: int, *path: str, conv: str = 'conv', norm: str = 'norm'
 ) -> Iterator[tuple[str, tensors.Path]]:
   """A convolution that is layer `number` of a sequence, and its norm behind it."""
   yield f'{public}.{number}.weight', ('params', *path, conv, 'kernel')
-  yield from _norm(f'{public}.{number + 1}', *path, norm)
+  yield from tensors.norm_paths(f'{public}.{number + 1}', (*path, norm)).items()
 
 
 def _generator_paths(num_blocks: int) -> tensors.Paths:

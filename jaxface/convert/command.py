@@ -1,7 +1,7 @@
 """`jaxface convert`: a public checkpoint file becomes what the other commands read.
 
 Systems that are trained here become a workdir (`WORKDIRS`), which evaluate, train and the rest accept; networks that
-only serve others, such as metrics, are written to where those look for them (`WEIGHTS`).
+only serve others, such as metrics, are written to where those look for them (`weights.FILES`).
 """
 
 import functools
@@ -287,11 +287,6 @@ WORKDIRS = {
   ),
 }
 
-# {system: files -> report}: writes the weights to where the commands that use them look.
-WEIGHTS: dict[str, Callable[[Sequence[Path]], Report]] = {
-  name: functools.partial(weights.register, name) for name in weights.FILES
-}
-
 
 def default_experiment(system: str) -> str | None:
   """The configuration file that `convert` of `system` starts from; None where it needs none or knows no such system."""
@@ -314,7 +309,7 @@ def convert(
   Where the file holds a first stage, too, that becomes a workdir beside the other, whose name ends in '_first_stage'.
 
   Args:
-    system: a key of `WORKDIRS` or `WEIGHTS`.
+    system: a key of `WORKDIRS` or `weights.FILES`.
     file: the public checkpoint.
     workdir: folder to make; for systems in `WORKDIRS` only.
     make_config: configuration of a variant: dataset, loss and optimizer to go on with.
@@ -323,11 +318,11 @@ def convert(
     key: entry of a PyTorch file to take, where it has several.
     more: further files, for systems whose weights come in parts.
   """
-  if system in WEIGHTS:
-    print(json.dumps(WEIGHTS[system]([file, *more]), indent=2))
+  if system in weights.FILES:
+    print(json.dumps(weights.register(system, [file, *more]), indent=2))
     return
   if system not in WORKDIRS:
-    known = ', '.join([*WORKDIRS, *WEIGHTS])
+    known = ', '.join([*WORKDIRS, *weights.FILES])
     raise UserError(f'unknown system {system!r}; checkpoints can be converted for {known}')
   if workdir is None:
     raise UserError(f'a {system} checkpoint becomes a workdir; say which one to make: --workdir')

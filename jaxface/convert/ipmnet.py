@@ -4,7 +4,6 @@ A checkpoint is one network's; the public code's generator file holds it twice, 
 discriminators' file one for each domain.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,11 +70,6 @@ def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return tensors.canonical(state, begins=('sf.',), ends=_UNREAD)
 
 
-def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-  """How many tensors have such a name; at least 1."""
-  return max(sum(bool(re.fullmatch(pattern, name)) for name in state), 1)
-
-
 def _variables(
   system: str, state: Mapping[str, np.ndarray], module: nn.Module, layers: Iterator[Layer], pictures: int
 ) -> dict[str, Any]:
@@ -90,8 +84,8 @@ def _generator_from_reference(state: Mapping[str, np.ndarray]) -> tuple[IPMNet, 
     dim=tensors.width(state, 'enc_style.model.0.conv.weight'),
     mlp_dim=tensors.width(state, 'mlp.model.0.fc.weight'),
     style_dim=tensors.width(state, 'enc_style.model.6.weight'),
-    num_downsamples=_count(state, r'enc_content\.model\.[1-9]\d*\.conv\.weight'),
-    num_blocks=_count(state, r'dec\.model\.0\.model\.\d+\.model\.0\.conv\.weight'),
+    num_downsamples=tensors.count(state, r'enc_content\.model\.[1-9]\d*\.conv\.weight'),
+    num_blocks=tensors.count(state, r'dec\.model\.0\.model\.\d+\.model\.0\.conv\.weight'),
   )
   layers = _generator_layers(module.num_downsamples, module.num_blocks)
   return module, _variables('ipmnet_generator', state, module, layers, pictures=2)
@@ -118,8 +112,8 @@ def _discriminator_from_reference(state: Mapping[str, np.ndarray]) -> tuple[Mult
   state = canonical(state)
   module = MultiScaleDiscriminator(
     dim=tensors.width(state, 'cnns.0.0.conv.weight'),
-    num_layers=_count(state, r'cnns\.0\.\d+\.conv\.weight'),
-    num_scales=_count(state, r'cnns\.\d+\.0\.conv\.weight'),
+    num_layers=tensors.count(state, r'cnns\.0\.\d+\.conv\.weight'),
+    num_scales=tensors.count(state, r'cnns\.\d+\.0\.conv\.weight'),
   )
   layers = _discriminator_layers(module.num_layers, module.num_scales)
   return module, _variables('ipmnet_discriminator', state, module, layers, pictures=1)

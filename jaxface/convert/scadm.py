@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxface.convert import scadm_unet, style_encoder, tensors, vqgan
-from jaxface.errors import UserError, some
+from jaxface.errors import UserError
 from jaxface.models.scadm import SCAUNet
 from jaxface.models.style_encoder import StyleEncoder
 from jaxface.models.vqgan import VQGAN
@@ -120,13 +120,7 @@ def _check_parts(state: Mapping[str, np.ndarray], parts: Mapping[str, Mapping[st
   missing = [f'{_PREFIXES[name]}*' for name, part in parts.items() if not part]
   known = (*_PREFIXES.values(), _AVERAGED)
   others = [name for name in state if not name.startswith(known) and name not in (*_SCHEDULE, _SCALE)]
-  problems = [
-    f'{len(names)} {what}: {some(names, shown=4)}'
-    for what, names in (('missing', missing), ('unexpected', others))
-    if names
-  ]
-  if problems:
-    raise UserError('these tensors are no scadm checkpoint: ' + '; '.join(problems))
+  tensors.refuse('scadm', missing=missing, unexpected=others)
 
 
 def _check_fit(unet: SCAUNet, style: StyleEncoder, first_stage: VQGAN) -> None:

@@ -3,7 +3,6 @@
 In a checkpoint of the whole system its names begin with `cond_stage_model.`; here they do not.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,8 +30,7 @@ def _paths(num_downsamples: int) -> tensors.Paths:
   norms = {}
   for public, conv, ours in _layers(num_downsamples):
     layers.append((f'{public}.{conv}', (ours, 'conv')))
-    norm = f'{public}.{conv + 1}'
-    norms |= {f'{norm}.weight': ('params', ours, 'norm', 'scale'), f'{norm}.bias': ('params', ours, 'norm', 'bias')}
+    norms |= tensors.norm_paths(f'{public}.{conv + 1}', (ours, 'norm'))
   return tensors.layer_paths(layers) | norms
 
 
@@ -52,7 +50,7 @@ def from_reference(state: Mapping[str, np.ndarray]) -> tuple[StyleEncoder, dict[
     num_classes=num_classes,
     width=width,
     token_dim=max(tensors.width(state, 'out.out_0.0.weight') // num_classes, 1),
-    num_downsamples=max(sum(bool(re.fullmatch(r'Encoder\.enc_layer_\d+\.0\.weight', name)) for name in state), 2),
+    num_downsamples=max(tensors.count(state, r'Encoder\.enc_layer_\d+\.0\.weight'), 2),
   )
   side = 2**module.num_downsamples
   inputs = (

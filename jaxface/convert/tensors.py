@@ -1,7 +1,8 @@
 """From the tensors of a public checkpoint to the variables of a network, and back: what all systems share."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,11 @@ def layer_paths(layers: Iterable[tuple[str, Path]]) -> dict[str, Path]:
   return {f'{name}.{theirs}': ('params', *path, ours) for name, path in layers for theirs, ours in leaves}
 
 
+def norm_paths(name: str, path: Path) -> dict[str, Path]:
+  """Paths of the scale and the bias of the norm at `path`."""
+  return {f'{name}.weight': ('params', *path, 'scale'), f'{name}.bias': ('params', *path, 'bias')}
+
+
 def canonical(
   state: Mapping[str, np.ndarray], *, begins: tuple[str, ...] = (), ends: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
@@ -62,6 +68,11 @@ def width(state: Mapping[str, np.ndarray], name: str) -> int:
   """Channels that the layer whose kernel has that name puts out; 1 where it is missing, which `check` reports."""
   kernel = state.get(name)
   return kernel.shape[0] if kernel is not None and kernel.ndim > 1 else 1
+
+
+def count(state: Mapping[str, np.ndarray], pattern: str) -> int:
+  """How many tensors have such a name; at least 1."""
+  return max(sum(bool(re.fullmatch(pattern, name)) for name in state), 1)
 
 
 def check(system: str, state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -79,11 +90,12 @@ def check(system: str, state: Mapping[str, np.ndarray], expected: Mapping[str, t
     for name, shape in expected.items()
     if name in state and tuple(state[name].shape) != shape
   ]
-  problems = [
-    f'{len(names)} {what}: {some(names, shown=4)}'
-    for what, names in (('missing', missing), ('unexpected', unexpected), ('misshapen', misshapen))
-    if names
-  ]
+  refuse(system, missing=missing, unexpected=unexpected, misshapen=misshapen)
+
+
+def refuse(system: str, **wrong: Sequence[str]) -> None:
+  """Raises one `UserError` that lists the tensors of each kind, where there are any."""
+  problems = [f'{len(names)} {what}: {some(names, shown=4)}' for what, names in wrong.items() if names]
   if problems:
     raise UserError(f'these tensors are no {system} checkpoint: ' + '; '.join(problems))
 

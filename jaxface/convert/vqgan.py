@@ -23,18 +23,13 @@ _CODEBOOK = 'quantize.embedding.weight'
 _COUNTER = 'num_batches_tracked'
 
 
-def _norm(public: str, *path: str) -> Names:
-  for theirs, ours in (('weight', 'scale'), ('bias', 'bias')):
-    yield f'{public}.{theirs}', ('params', *path, ours)
-
-
 def _conv(public: str, *path: str) -> Names:
   yield from tensors.layer_paths([(public, path)]).items()
 
 
 def _block(public: str, *path: str, shortcut: bool = False) -> Names:
   for i in range(2):
-    yield from _norm(f'{public}.norm{i + 1}', *path, f'norm{i}')
+    yield from tensors.norm_paths(f'{public}.norm{i + 1}', (*path, f'norm{i}')).items()
     yield from _conv(f'{public}.conv{i + 1}', *path, f'conv{i}')
   if shortcut:
     yield from _conv(f'{public}.nin_shortcut', *path, 'shortcut')
@@ -46,10 +41,10 @@ def _ends(part: str) -> Names:
   for i in range(2):
     yield from _block(f'{part}.mid.block_{i + 1}', part, f'middle_block{i}')
   attention = f'{part}.mid.attn_1', part, 'middle_attention'
-  yield from _norm(f'{attention[0]}.norm', *attention[1:], 'norm')
+  yield from tensors.norm_paths(f'{attention[0]}.norm', (*attention[1:], 'norm')).items()
   for theirs, ours in (('q', 'query'), ('k', 'key'), ('v', 'value'), ('proj_out', 'out')):
     yield from _conv(f'{attention[0]}.{theirs}', *attention[1:], ours)
-  yield from _norm(f'{part}.norm_out', part, 'norm_out')
+  yield from tensors.norm_paths(f'{part}.norm_out', (part, 'norm_out')).items()
 
 
 def _names(multipliers: tuple[int, ...], num_blocks: int) -> Names:
@@ -90,21 +85,16 @@ def canonical(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return tensors.canonical(state, begins=('loss.', 'model_ema.'))
 
 
-def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-  """How many tensors have such a name; at least 1."""
-  return max(sum(bool(re.fullmatch(pattern, name)) for name in state), 1)
-
-
 def _module(state: Mapping[str, np.ndarray]) -> VQGAN:
   width = lambda layer: tensors.width(state, f'{layer}.weight')
   base = width('encoder.conv_in')
   # What no network could have is left for `check` to report.
   base = base if base % GROUPS == 0 else GROUPS
-  levels = _count(state, r'encoder\.down\.\d+\.block\.0\.conv1\.weight')
+  levels = tensors.count(state, r'encoder\.down\.\d+\.block\.0\.conv1\.weight')
   return VQGAN(
     width=base,
     multipliers=tuple(max(width(f'encoder.down.{level}.block.0.conv1') // base, 1) for level in range(levels)),
-    num_blocks=_count(state, r'encoder\.down\.0\.block\.\d+\.conv1\.weight'),
+    num_blocks=tensors.count(state, r'encoder\.down\.0\.block\.\d+\.conv1\.weight'),
     latent_channels=width('encoder.conv_out'),
     codebook_size=width(_CODEBOOK.removesuffix('.weight')),
   )
@@ -133,7 +123,7 @@ def _discriminator_paths(num_layers: int) -> tensors.Paths:
   for i in range(1, num_layers + 1):
     norm = f'main.{3 * i}'
     paths[f'main.{3 * i - 1}.weight'] = ('params', f'conv{i}', 'kernel')
-    paths |= dict(_norm(norm, f'norm{i}'))
+    paths |= tensors.norm_paths(norm, (f'norm{i}',))
     paths |= {f'{norm}.running_{leaf}': ('batch_stats', f'norm{i}', leaf) for leaf in ('mean', 'var')}
   return paths
 
@@ -145,7 +135,7 @@ def _discriminator_from_reference(state: Mapping[str, np.ndarray]) -> tuple[Patc
   """
   own = {name.removeprefix(_DISCRIMINATOR): t for name, t in state.items() if name.startswith(_DISCRIMINATOR)}
   state = tensors.canonical(own or state, ends=(_COUNTER,))
-  module = PatchGAN(tensors.width(state, 'main.0.weight'), _count(state, r'main\.\d+\.running_mean'))
+  module = PatchGAN(tensors.width(state, 'main.0.weight'), tensors.count(state, r'main\.\d+\.running_mean'))
   paths = _discriminator_paths(module.num_layers)
   return module, tensors.variables_from('vqgan_discriminator', state, module, paths, side=module.least_side)
 
