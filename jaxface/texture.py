@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from jaxface import filters, labels
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.resize import bicubic_levels
 
 # What makeup is put on; all else stays as it is.
@@ -90,9 +90,7 @@ class TextureRecipe:
       raise UserError(f'texture of kernel_size={self.kernel_size}, sigma={self.sigma}; give at least 2, and above 0')
     if len(self.erosion) != 2 or min(self.erosion) < 0:
       raise UserError(f'texture.erosion={self.erosion}; give two radii of at least 0')
-    for name in ('gain_skin', 'gain_features'):
-      if getattr(self, name) < 0:
-        raise UserError(f'texture.{name}={getattr(self, name)}; give a whole number of at least 0')
+    check_at_least(0, self, 'gain_skin', 'gain_features', part='texture.')
 
   def scaled(self, size: int) -> 'TextureRecipe':
     """The recipe for whole pictures of `size` pixels a side; a crop is not smaller for being a crop.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface.conv import convolve
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import BatchNorm, Dtype, spread
 from jaxface.models.unet_layers import torch_bias_init
 
@@ -56,8 +56,7 @@ class PatchGAN(nn.Module):
   axis_name: str | None = None
 
   def __post_init__(self):
-    if self.dim < 1 or self.num_layers < 1:
-      raise UserError(f'dim={self.dim}, num_layers={self.num_layers}; a discriminator needs at least 1 of each')
+    check_at_least(1, self, 'dim', 'num_layers')
     super().__post_init__()
 
   @property

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.layers import BatchNormElu, Conv3x3, ConvTranspose3x3, Dtype
 from jaxface.max_pool import max_pool2x2
 
@@ -183,8 +183,7 @@ class FaceMaskVAE(nn.Module):
       raise UserError(f'unknown sampling {self.sampling!r}; choose from {", ".join(SAMPLINGS)}')
     if self.image_size < 16:
       raise UserError(f'image_size={self.image_size} is too small for the face-mask VAE; the smallest is 16')
-    if self.latent_dim < 1:
-      raise UserError(f'latent_dim={self.latent_dim}; it must be at least 1')
+    check_at_least(1, self, 'latent_dim')
     stages = len(stage_sizes(self.image_size)) - 1
     for name in ('encoder_widths', 'decoder_widths', 'mask_widths'):
       widths = getattr(self, name)

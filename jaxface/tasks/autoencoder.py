@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxface import resize, weights
 from jaxface.augment import Augment, to_float, to_unit
 from jaxface.collectives import mean_over_devices
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.losses import l1_loss
 from jaxface.metrics import paired
 from jaxface.metrics.lpips import LEAST_SIDE, Lpips
@@ -97,9 +97,7 @@ class AutoencoderLoss:
   def __post_init__(self) -> None:
     if self.placement not in PLACEMENTS:
       raise UserError(f'unknown loss.placement {self.placement!r}; choose from {", ".join(PLACEMENTS)}')
-    for name in ('perceptual_weight', 'adversarial', 'start', 'codebook_weight', 'beta'):
-      if getattr(self, name) < 0:
-        raise UserError(f'loss.{name}={getattr(self, name)}; it must not be negative')
+    check_at_least(0, self, 'perceptual_weight', 'adversarial', 'start', 'codebook_weight', 'beta', part='loss.')
 
   def switch(self, step: jax.Array) -> jax.Array:
     """1.0 once the discriminator takes part, 0.0 before; `step` counts updates done."""

@@ -66,5 +66,5 @@ def test_published_size_and_first_weights():
 def test_wrong_input_says_what_is_right():
   with pytest.raises(UserError, match=r'\(1, 20, 64, 3\).*at least 24'):
     jax.eval_shape(PatchGAN().init, jax.random.key(0), jnp.zeros((1, 20, 64, 3)))
-  with pytest.raises(UserError, match='dim=0, num_layers=3'):
+  with pytest.raises(UserError, match='dim=0; it must be at least 1'):
     PatchGAN(dim=0)

@@ -267,7 +267,7 @@ def test_wrong_configurations_say_what_there_is():
     ('model.discriminator_layers', 3, 'image_size=16 is too small for model.discriminator_layers=3.*needs 24'),
     ('loss.perceptual', 'vgg', 'unknown loss.perceptual .*choose from lpips-vgg, random, none'),
     ('loss.placement', 'paper', "unknown loss.placement 'paper'; choose from true, legacy"),
-    ('loss.beta', -1.0, 'loss.beta=-1.0; it must not be negative'),
+    ('loss.beta', -1.0, 'loss.beta=-1.0; it must be at least 0'),
   ):
     config = experiment('vqgan', 'published')
     config.update_from_flattened_dict({key: value})
