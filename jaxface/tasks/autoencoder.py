@@ -79,7 +79,7 @@ class AutoencoderLoss:
   Attributes:
     perceptual: distance by the features of a frozen network; None leaves the term out.
     adversarial: factor beside the adaptive weight; 0 for an autoencoder without discriminator.
-    start: first step at which the adversarial term counts and the discriminator learns.
+    adversarial_start: first step at which the adversarial term counts and the discriminator learns.
     codebook_weight: factor of both terms of the quantiser.
     beta: factor of the one that `placement` says, see `quantiser_loss`.
     axis_name: `pmap` axis.
@@ -88,7 +88,7 @@ class AutoencoderLoss:
   perceptual: Perceptual | None = None
   perceptual_weight: float = 1.0
   adversarial: float = 0.75
-  start: int = 0
+  adversarial_start: int = 0
   codebook_weight: float = 1.0
   beta: float = 0.25
   placement: str = 'true'
@@ -97,11 +97,12 @@ class AutoencoderLoss:
   def __post_init__(self) -> None:
     if self.placement not in PLACEMENTS:
       raise UserError(f'unknown loss.placement {self.placement!r}; choose from {", ".join(PLACEMENTS)}')
-    check_at_least(0, self, 'perceptual_weight', 'adversarial', 'start', 'codebook_weight', 'beta', part='loss.')
+    check_at_least(0, self, 'perceptual_weight', 'adversarial', 'adversarial_start', part='loss.')
+    check_at_least(0, self, 'codebook_weight', 'beta', part='loss.')
 
   def switch(self, step: jax.Array) -> jax.Array:
     """1.0 once the discriminator takes part, 0.0 before; `step` counts updates done."""
-    return (step >= self.start).astype(jnp.float32)
+    return (step >= self.adversarial_start).astype(jnp.float32)
 
   def __call__(
     self,
@@ -386,16 +387,7 @@ def make_autoencoder(config: ConfigDict, axis_name: str | None = None, *, traini
     image_size=size,
     discriminator=discriminator,
     optimizer=make_optimizer(config.optimizer, config.total_steps),
-    loss=AutoencoderLoss(
-      perceptual=perceptual,
-      perceptual_weight=loss.perceptual_weight,
-      adversarial=loss.adversarial,
-      start=loss.adversarial_start,
-      codebook_weight=loss.codebook_weight,
-      beta=loss.beta,
-      placement=loss.placement,
-      axis_name=axis_name,
-    ),
+    loss=AutoencoderLoss(**{**loss, 'perceptual': perceptual}, axis_name=axis_name),
     augment=Augment(**config.augment),
     accumulate_steps=config.accumulate_steps,
     ema_decay=config.ema_decay,

@@ -50,7 +50,7 @@ def golden():
   judge = functools.partial(module.apply, variables)
   features, image = _nhwc(arrays['features']), _nhwc(arrays['x'])
   kernel = jnp.asarray(arrays['last_layer'].transpose(2, 3, 1, 0))
-  loss = AutoencoderLoss(adversarial=about['config']['disc_weight'], start=about['config']['disc_start'])
+  loss = AutoencoderLoss(adversarial=about['config']['disc_weight'], adversarial_start=about['config']['disc_start'])
 
   def objective(features, kernel, codebook_loss, step):
     painted = Painted(_paint, kernel, features)
@@ -98,7 +98,7 @@ def test_gradients_are_those_of_the_sum_with_the_adaptive_weight_constant(golden
 
 def test_before_its_start_the_discriminator_has_no_say(golden):
   _, _, _, image, inputs, run = golden
-  late = AutoencoderLoss(start=11)
+  late = AutoencoderLoss(adversarial_start=11)
   assert [float(late.switch(step)) for step in jnp.array([0, 10, 11, 12])] == [0, 0, 1, 1]
   off = AutoencoderLoss()
   features, kernel, codebook_loss = inputs
