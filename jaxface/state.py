@@ -30,14 +30,14 @@ def for_evaluation(state: TrainState) -> TrainState:
   return state.replace(params=state.params if state.ema is None else state.ema, opt_state=None, ema=None)
 
 
-def first_state(params: PyTree, model_state: PyTree, opt_state: PyTree, *, averaged: bool = False) -> TrainState:
-  """A fresh state; `averaged` keeps a copy of the parameters for their moving average."""
+def first_state(params: PyTree, model_state: PyTree, opt_state: PyTree, *, ema: PyTree = None) -> TrainState:
+  """A fresh state; `ema` are those of the parameters that an average is kept of, None for no averaged copy."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     model_state=model_state,
     opt_state=opt_state,
-    ema=params if averaged else None,
+    ema=ema,
   )
 
 

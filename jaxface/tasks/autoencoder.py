@@ -206,8 +206,8 @@ class AutoencoderTask:
       variables = self.discriminator.init(discriminator_key, image)
       params['discriminator'], batch_stats = variables['params'], variables['batch_stats']
     opt_state = {name: self.optimizer.init(network) for name, network in params.items()}
-    state = first_state(params, batch_stats, opt_state)
-    return state.replace(ema={'generator': params['generator']} if self.ema_decay else None)
+    ema = {'generator': params['generator']} if self.ema_decay else None
+    return first_state(params, batch_stats, opt_state, ema=ema)
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """One update of both networks on uint8 'image' [B, S, S, 3]; see the class."""

@@ -72,8 +72,8 @@ class BeautyGanTask(MakeupTask):
       variables = self.discriminator.init(k, image)
       params[f'discriminator_{name}'], spectral[name] = variables['params'], variables['spectral']
     opt_state = {name: self.optimizer.init(network) for name, network in params.items()}
-    state = first_state(params, spectral, opt_state)
-    return state.replace(ema={'generator': params['generator']} if self.ema_decay else None)
+    ema = {'generator': params['generator']} if self.ema_decay else None
+    return first_state(params, spectral, opt_state, ema=ema)
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """The three updates; every discriminator's singular vectors move with each of its forward passes."""

@@ -162,7 +162,7 @@ class DiffusionTask(abc.ABC):
   def init(self, key: jax.Array) -> TrainState:
     """A fresh state."""
     params = self.init_networks(key)
-    return first_state(params, None, self.optimizer.init(params), averaged=bool(self.ema_decay))
+    return first_state(params, None, self.optimizer.init(params), ema=params if self.ema_decay else None)
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """One update; each row's timestep, noise, and whether it is given nothing, are drawn by its own key."""

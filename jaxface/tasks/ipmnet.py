@@ -119,8 +119,7 @@ class IpmNetTask(MakeupTask):
     judges = [self.discriminator.init(k, image)['params'] for k in discriminator_keys]
     params = {'generator': generator, 'discriminators': dict(zip('ab', judges, strict=True))}
     opt_state = {name: self.optimizers[name].init(network) for name, network in params.items()}
-    state = first_state(params, None, opt_state)
-    return state.replace(ema={'generator': generator} if self.ema_decay else None)
+    return first_state(params, None, opt_state, ema={'generator': generator} if self.ema_decay else None)
 
   @property
   def batch_fields(self) -> tuple[str, ...]:

@@ -162,7 +162,8 @@ class ParsingTask:
     """A fresh state: He-normal ResNet (fan out), the rest LeCun-normal (fan in), BatchNorm the identity."""
     variables = self.model.init(key, jnp.zeros((1, 32, 32, 3)))
     params = variables['params']
-    return first_state(params, variables['batch_stats'], self.optimizer.init(params), averaged=bool(self.ema_decay))
+    ema = params if self.ema_decay else None
+    return first_state(params, variables['batch_stats'], self.optimizer.init(params), ema=ema)
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """One update on 'image' [B, S, S, 3], uint8 or [0, 1], and 'label' [B, S, S], augmented row by row.

@@ -118,7 +118,8 @@ class VaeTask:
     size = self.model.image_size
     variables = self.model.init(key, jnp.zeros((1, size, size, 3)))
     params = variables['params']
-    return first_state(params, variables['batch_stats'], self.optimizer.init(params), averaged=bool(self.ema_decay))
+    ema = params if self.ema_decay else None
+    return first_state(params, variables['batch_stats'], self.optimizer.init(params), ema=ema)
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
     """One update on uint8 'image' [B, S, S, 3] and 'mask' [B, S, S, 1]; noise is drawn row by row."""

@@ -213,7 +213,7 @@ def test_the_averaged_copy_follows_the_parameters(warmup):
     _system('sdm')[0], unet=_OneWeight(), optimizer=optax.sgd(0.1), image_size=8, ema_decay=0.9, ema_warmup=warmup
   )
   params = {'unet': {'w': jnp.float32(0)}}
-  state = first_state(params, None, task.optimizer.init(params), averaged=True)
+  state = first_state(params, None, task.optimizer.init(params), ema=params)
   step, average = jax.jit(task.train_step), 0.0
   for n in range(1, 4):
     state, _ = step(state, _batch(8), jax.random.key(n))
