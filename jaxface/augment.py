@@ -44,29 +44,24 @@ class Augment:
     check_at_least(0, self, 'crop_pixels', 'brightness', 'contrast', 'saturation', part='augment.')
 
   def __call__(self, batch: Batch, keys: jax.Array) -> Batch:
-    """Augments a batch: 'image' and 'makeup_image' [B, H, W, 3], 'mask' [B, H, W, 1], 'label' [B, H, W]; keys [B]."""
-    known = {name: batch[name] for name in ('image', 'makeup_image', 'mask', 'label') if name in batch}
+    """Augments a batch: 'image' [B, H, W, 3], and 'mask' [B, H, W, 1] and 'label' [B, H, W] if there; keys [B]."""
+    known = {name: batch[name] for name in ('image', 'mask', 'label') if name in batch}
     return {**batch, **jax.vmap(self._one)(known, keys)}
 
   def _one(self, example: Batch, key: jax.Array) -> Batch:
     flip_key, crop_key, brightness_key, contrast_key, saturation_key = jax.random.split(key, 5)
     if self.flip:
-      mirrored = jax.random.bernoulli(flip_key)
-      example = {name: jnp.where(mirrored, flip(name, value), value) for name, value in example.items()}
+      example = _mirrored_or_not(flip_key, example)
     if self.crop_pixels:
       example = {name: _shift(crop_key, value, self.crop_pixels) for name, value in example.items()}
-    for name in ('image', 'makeup_image'):
-      if name not in example:
-        continue
-      image = example[name]
-      if self.brightness:
-        image = pix.random_brightness(brightness_key, image, self.brightness)
-      if self.contrast:
-        image = pix.random_contrast(contrast_key, image, 1 - self.contrast, 1 + self.contrast)
-      if self.saturation:
-        image = pix.random_saturation(saturation_key, image, 1 - self.saturation, 1 + self.saturation)
-      example[name] = jnp.clip(image, 0, 1)
-    return example
+    image = example['image']
+    if self.brightness:
+      image = pix.random_brightness(brightness_key, image, self.brightness)
+    if self.contrast:
+      image = pix.random_contrast(contrast_key, image, 1 - self.contrast, 1 + self.contrast)
+    if self.saturation:
+      image = pix.random_saturation(saturation_key, image, 1 - self.saturation, 1 + self.saturation)
+    return {**example, 'image': jnp.clip(image, 0, 1)}
 
 
 def flip(name: str, value: jax.Array) -> jax.Array:
@@ -74,6 +69,11 @@ def flip(name: str, value: jax.Array) -> jax.Array:
   if name == 'label':
     return jnp.asarray(labels.MIRROR)[value[:, ::-1]].astype(value.dtype)
   return pix.flip_left_right(value)
+
+
+def _mirrored_or_not(key: jax.Array, example: Batch) -> Batch:
+  mirrored = jax.random.bernoulli(key)
+  return {name: jnp.where(mirrored, flip(name, value), value) for name, value in example.items()}
 
 
 def _shift(key: jax.Array, value: jax.Array, pixels: int) -> jax.Array:
@@ -160,10 +160,7 @@ class Framing:
     if self.random_crop:
       offset = jax.random.randint(crop_key, (2,), 0, size - self.crop_size + 1)
     example = {name: self._cut(value, offset, axis=0) for name, value in example.items()}
-    if self.flip:
-      mirrored = jax.random.bernoulli(flip_key)
-      example = {name: jnp.where(mirrored, flip(name, value), value) for name, value in example.items()}
-    return example
+    return _mirrored_or_not(flip_key, example) if self.flip else example
 
   def _middle(self, value: jax.Array) -> int:
     return (value.shape[1] - self.crop_size) // 2

@@ -83,26 +83,16 @@ def test_to_float():
 
 
 @pytest.mark.parametrize('what', ['brightness', 'contrast', 'saturation'])
-def test_colour_changes_by_as_much_as_is_said_and_alike_with_and_without_makeup(what):
+def test_colour_changes_by_as_much_as_is_said(what):
   image = np.random.default_rng(1).uniform(0.4, 0.6, (200, 4, 4, 3)).astype(np.float32)
-  batch = {'image': image, 'makeup_image': image[..., ::-1].copy()}
-  out = jax.jit(Augment(**{what: 0.25}))(batch, _keys(200))
-
-  def amount(name):
-    """Of each row: what was added, or the factor."""
-    before, after = batch[name], np.asarray(out[name])
-    if what == 'brightness':
-      return (after - before).mean((1, 2, 3))
-    axes = (1, 2, 3) if what == 'contrast' else (3,)
-    spread = lambda x: x.std(axes) if what == 'contrast' else (x.max(3) - x.min(3)).mean((1, 2))
-    return spread(after) / spread(before) - 1
-
-  found = amount('image')
+  after = np.asarray(jax.jit(Augment(**{what: 0.25}))({'image': image}, _keys(200))['image'])
+  spread = lambda x: x.std((1, 2, 3)) if what == 'contrast' else (x.max(3) - x.min(3)).mean((1, 2))
+  # Of each row what was added, or the factor.
+  found = (after - image).mean((1, 2, 3)) if what == 'brightness' else spread(after) / spread(image) - 1
   # Within the range and up to both its ends.
   assert np.abs(found).max() <= 0.25 + 1e-3
   assert found.min() < -0.2
   assert found.max() > 0.2
-  np.testing.assert_allclose(amount('makeup_image'), found, atol=2e-3)
 
 
 def _places(rows, size):
