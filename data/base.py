@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxface import labels, pictures
+from jaxface import labels, photos, pictures
 from jaxface.errors import UserError
 from jaxface.threads import chunks, ordered_map
 from jaxface_data.label_cache import LabelCache
@@ -295,11 +295,7 @@ def checked_label(path: Path, order: str, size: tuple[int, int]) -> np.ndarray:
   One of another size but the same aspect ratio is resized to the picture's (nearest pixel). PictureError where the
   aspect ratio or a value is wrong.
   """
-  label = pictures.read_label_map(path)
-  table = labels.lookup_table(order)
-  if label.max() >= len(table):
-    raise pictures.PictureError(path, f'label values outside 0..{len(table) - 1}', f'found {label.max()}')
-  return fitted_label(table[label], size, path)
+  return fitted_label(photos.read_label_map(path, order), size, path)
 
 
 def fitted_label(label: np.ndarray, size: tuple[int, int], path: Path) -> np.ndarray:

@@ -45,6 +45,8 @@ class Photos:
 
   def __iter__(self) -> Iterator[Photo]:
     """In the order of `paths`; PictureError for one that cannot be used."""
+    from jaxface_data import base
+
     doubted = _Doubt(self.order)
     parses = any(path not in self.label_maps for path in self.paths)
     for paths in chunks(self.paths, self.parser.batch_size if parses else 1):
@@ -55,7 +57,7 @@ class Photos:
         if path not in self.label_maps:
           yield Photo(path, image, next(parsed))
           continue
-        label = _fitted(self.label_maps[path], self.order, image.shape[:2])
+        label = base.checked_label(self.label_maps[path], self.order, image.shape[:2])
         doubted(label, self.label_maps[path])
         yield Photo(path, image, label)
 
@@ -77,24 +79,19 @@ class _Doubt:
     self._asked = True
 
 
-def _fitted(path: Path, order: str, size: tuple[int, int]) -> np.ndarray:
-  from jaxface_data import base
-
-  return base.fitted_label(read_label_map(path, order), size, path)
-
-
 def read_label_map(path: Path, order: str) -> np.ndarray:
   """A label map whose classes are in `order`: uint8 [H, W] in the project's order.
 
-  UserError where it is no single-channel PNG, or has values that are no classes.
+  PictureError where it is no single-channel PNG, or has values that are no classes.
   """
   label, table = pictures.read_label_map(path), labels.lookup_table(order)
-  unknown = [int(value) for value in np.unique(label) if value >= len(table)]
-  if unknown:
-    raise UserError(
-      f'{path}: label values outside 0..{len(table) - 1} (found {some(map(str, unknown))}); is --label-order {order} '
-      f'right, of {", ".join(labels.ORDERS)}? A label map has class numbers, not colours or grey levels'
+  if label.max() >= len(table):
+    unknown = some(map(str, np.unique(label[label >= len(table)])))
+    detail = (
+      f'found {unknown}; is --label-order {order} right, of {", ".join(labels.ORDERS)}? '
+      'A label map has class numbers, not colours or grey levels'
     )
+    raise pictures.PictureError(path, f'label values outside 0..{len(table) - 1}', detail)
   return table[label]
 
 

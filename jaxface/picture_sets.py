@@ -1,6 +1,7 @@
 """Sets of pictures or label maps to be measured: a folder, or a split of a prepared dataset; read in threads."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxface import labels, pictures
+from jaxface import labels, photos, pictures
 from jaxface.errors import UserError, some
 from jaxface.pictures import PictureError
 from jaxface.threads import ordered_map
@@ -43,17 +44,9 @@ def open_label_maps(
   where: str | os.PathLike, *, order: str = 'celebamask_hq', data_dir: str | os.PathLike | None = None
 ) -> PictureSet:
   """Label maps likewise, in the project's order; `order` is that of a folder's PNGs, and values beyond it an error."""
-  table = labels.lookup_table(order)
-
-  def read(path: Path) -> np.ndarray:
-    label = pictures.read_label_map(path)
-    if label.max() >= len(table):
-      legal = f'legal are 0 to {len(table) - 1}'
-      raise PictureError(path, 'a label map with unknown classes', f'found {label.max()}; {legal}')
-    return table[label]
-
+  labels.lookup_table(order)
   if Path(where).is_dir():
-    return _folder(Path(where), read)
+    return _folder(Path(where), functools.partial(photos.read_label_map, order=order))
   return _prepared(os.fspath(where), 'label', data_dir)
 
 

@@ -264,7 +264,7 @@ def test_wrong_photos_and_label_maps(photos, tmp_path, capsys):
   assert 'a.png: two faces found' in given('two')
   assert 'a.png: the face in its label map covers everything' in given('all')
   assert 'other.png: size mismatch (the picture is 50x60, its label map 60x50)' in given('other')
-  assert 'few.png: label values outside 0..18 (found 99)' in given('few')
+  assert 'few.png: label values outside 0..18 (found 99; is' in given('few')
 
   (tmp_path / 'empty').mkdir()
   assert 'empty: no pictures in this folder' in fails(*_words(photos, out, references=tmp_path / 'empty'))

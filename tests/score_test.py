@@ -227,7 +227,7 @@ def test_label_maps_counted_by_hand(tmp_path):
   )
   pictures.write_picture(folders[1] / 'b.png', truth + 18)
   partly = score.score_labels(*folders)
-  assert partly.skipped == {'a label map with unknown classes': ['b']}
+  assert partly.skipped == {'label values outside 0..18': ['b']}
   assert partly.results['accuracy'] == 12 / 16
 
 

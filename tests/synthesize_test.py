@@ -433,8 +433,8 @@ def test_wrong_label_maps_and_photos(files, tmp_path, capsys):
   label[0, :3] = 19, 40, 255
   pictures.write_picture(tmp_path / 'few.png', label)
   line = fails(layouts=[tmp_path / 'few.png'])
-  assert 'few.png: label values outside 0..18 (found 19, 40, 255); is --label-order celebamask_hq right, of' in line
-  assert 'outside 0..13 (found 17)' in fails('--label-order', 'makeup_transfer')
+  assert 'few.png: label values outside 0..18 (found 19, 40, 255; is --label-order celebamask_hq right, of' in line
+  assert 'outside 0..13 (found 17;' in fails('--label-order', 'makeup_transfer')
   pictures.write_picture(tmp_path / 'photo.jpg', pictures.read_picture(files / 'anna.png'))
   line = fails(layouts=[tmp_path / 'photo.jpg'])
   assert 'photo.jpg: where are its parts? Give its label map by --style-labels, or a trained face parser by' in line
