@@ -108,7 +108,6 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   if 'paired' in flags:
     config.data.name = 'synthetic_faces/makeup_aligned_256'
     config.data.eval_split = 'validation'
-    config.model.image_size = 256
     config.augment.crop_size = 192  # Of a head little more than the face.
     config.augment.random_crop = True  # In photos faces lie elsewhere.
   if 'demo' in flags:

@@ -94,7 +94,6 @@ def get_config(arg: str = 'mask_ssim_l2') -> ml_collections.ConfigDict:
     config.model.image_size = 48
     config.model.width_multiplier = 0.25
     config.model.latent_dim = 128
-    config.batch_size = 32
     config.total_steps = 4000
     config.optimizer.name = 'adam'
     config.optimizer.learning_rate = 2e-3

@@ -114,7 +114,6 @@ def get_config(arg: str = 'published') -> ml_collections.ConfigDict:
     config.model.discriminator_dim = 16
     config.loss.perceptual = 'none'
     config.loss.adversarial = 0.0  # A discriminator would take a third of the time.
-    config.batch_size = 8
     config.total_steps = 2000
     config.optimizer.options = ml_collections.ConfigDict({'b1': 0.9, 'b2': 0.99})
     config.optimizer.learning_rate = 2e-3
@@ -136,7 +135,6 @@ def get_config(arg: str = 'published') -> ml_collections.ConfigDict:
     config.model.discriminator_dim = 4
     config.model.discriminator_layers = 2
     config.loss.perceptual = 'none'
-    config.batch_size = 8
     config.total_steps = 10
     config.log_steps = 1
     config.eval_steps = config.render_steps = 5
