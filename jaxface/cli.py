@@ -179,12 +179,18 @@ def _add_workdir(parser: argparse.ArgumentParser, several: bool = False) -> None
   parser.add_argument('--checkpoint', default='best', help="'best' (by validation), 'latest' or a step; default best")
 
 
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    '--data-dir', type=Path, help='where prepared datasets lie; default $TFDS_DATA_DIR or ~/tensorflow_datasets'
+  )
+
+
 def _add_processes(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--coordinator', help="HOST:PORT of process 0, for a run of several processes; 'auto' asks the cluster"
   )
-  parser.add_argument('--num-processes', type=int)
-  parser.add_argument('--process-id', type=int)
+  parser.add_argument('--num-processes', type=int, help='how many there are, with --coordinator HOST:PORT')
+  parser.add_argument('--process-id', type=int, help='which of them this is, from 0')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -195,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
 
   def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text)
-    sub.set_defaults(run=run, takes_overrides=False)
+    sub.set_defaults(run=run)
     return sub
 
   from jaxface import makeup, parse, prepare, score, synthesize
@@ -211,9 +217,7 @@ def make_parser() -> argparse.ArgumentParser:
     '--config', help='FILE:VARIANT, such as experiments/vae.py:mask_ssim_l2; --config.key=value changes a key'
   )
   sub.add_argument('--workdir', type=Path, required=True, help='folder of the run; an existing one is gone on with')
-  sub.add_argument(
-    '--data-dir', type=Path, help='where prepared datasets lie; default $TFDS_DATA_DIR or ~/tensorflow_datasets'
-  )
+  _add_data_dir(sub)
   sub.add_argument('--quiet', action='store_true', help='no progress bar')
   sub.add_argument(
     '--stopped-status', type=int, default=0, help='exit status of a run that was asked to stop and has saved; default 0'
@@ -224,9 +228,9 @@ def make_parser() -> argparse.ArgumentParser:
     'evaluate', _evaluate, 'measure one or several runs on a split and compare them in a table and a figure'
   )
   _add_workdir(sub, several=True)
-  sub.add_argument('--split', default='test')
+  sub.add_argument('--split', default='test', help='of the dataset; default test')
   sub.add_argument('--data', help="another dataset than the run's own, such as face_folder/mine")
-  sub.add_argument('--data-dir', type=Path)
+  _add_data_dir(sub)
   sub.add_argument('--batch-size', type=int, help="default: the run's own")
   sub.add_argument('--out', type=Path, help='folder for results.json and comparison.png; default WORKDIR/evaluation')
   sub.add_argument(
@@ -249,8 +253,8 @@ def make_parser() -> argparse.ArgumentParser:
 
   sub = command('sample', _sample, 'draw new faces')
   _add_workdir(sub)
-  sub.add_argument('--count', type=int, default=64)
-  sub.add_argument('--seed', type=int, default=0)
+  sub.add_argument('--count', type=int, default=64, help='number of faces; default 64')
+  sub.add_argument('--seed', type=int, default=0, help='another one draws other faces; default 0')
   sub.add_argument(
     '--prior',
     choices=('normal', 'fitted'),
@@ -273,15 +277,15 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--flags', default='', help="flags for every variant, such as ',demo'")
   sub.add_argument('--variants', help='comma-separated; default all ten')
   sub.add_argument('--workdir', type=Path, required=True, help='one folder a variant is made in it; run again to go on')
-  sub.add_argument('--data-dir', type=Path)
-  sub.add_argument('--split', default='test')
+  _add_data_dir(sub)
+  sub.add_argument('--split', default='test', help='of the dataset; default test')
 
   sub = command('benchmark', _benchmark, 'measure throughput: steps, evaluation, loader, a system in use')
   sub.set_defaults(takes_overrides=True)
   sub.add_argument('--config', default='experiments/vae.py:mask_ssim_l2', help='FILE:VARIANT')
   sub.add_argument('--only', help='comma-separated parts; default all')
   sub.add_argument('--seconds', type=float, default=10.0, help='time to measure each row for')
-  sub.add_argument('--data-dir', type=Path)
+  _add_data_dir(sub)
   sub.add_argument('--profile', type=Path, metavar='DIR', help='write a trace of some calls of every row, for XProf')
   sub.add_argument('--compare', type=Path, metavar='FILE', help='an earlier --out; exits with 1 where a row is slower')
   sub.add_argument('--slow-down', type=float, default=0.1, help='share of its rate that a row may lose; default 0.1')

@@ -191,7 +191,7 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   """Adds the command `score` to argparse's subparsers."""
   text = 'measure pictures or label maps against others: FID, LPIPS, SSIM ..., mIoU'
   command = subparsers.add_parser('score', help=text, description=text)
-  command.set_defaults(run=_run, takes_overrides=False)
+  command.set_defaults(run=_run)
   kinds = 'a folder, or a prepared dataset as NAME or NAME:SPLIT'
   command.add_argument('real', metavar='REAL', help=f'{kinds}; for fid also statistics (.npz)')
   command.add_argument('fake', metavar='FAKE', help='likewise')

@@ -252,7 +252,7 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
                        'reconstruction: photos again')  # fmt: skip
   command.add_argument('--count', type=int, metavar='N', help=f'draws after each label map; default {_GRID_COUNT} in a '
                        'grid, else 1')  # fmt: skip
-  command.add_argument('--seed', type=int, default=0)
+  command.add_argument('--seed', type=int, default=0, help='of the noise that faces are drawn from; default 0')
   command.add_argument('--steps', type=int, default=50, help='of the sampler; 0 for all timesteps; default 50')
   command.add_argument('--guidance', type=float, help='more than 1 follows label map and style more strictly; default '
                        "the run's own")  # fmt: skip

@@ -25,7 +25,7 @@ def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[...
   command.add_argument('--topology', required=True, help='v5e:4x4, v5p:4x4x4, h200:8 and the like')
   command.add_argument('--slices', type=int, default=1, help='several of them, joined by the data-centre network')
   command.add_argument('--mesh', help="data=N,fsdp=M with N x M devices; default: the configuration's fsdp")
-  command.add_argument('--step', choices=('train', 'evaluate'), default='train')
+  command.add_argument('--step', choices=('train', 'evaluate'), default='train', help='which one; default train')
   command.add_argument(
     '--sweep', metavar='TOPOLOGY,...', help='compile for these as well, with as many pictures a chip: weak scaling'
   )
@@ -34,7 +34,7 @@ def register(subparsers: 'argparse._SubParsersAction', load_config: Callable[...
     action='store_true',
     help='in a sixth of the time; on a TPU nothing is kept on the chip, and exchanges wait',
   )
-  command.add_argument('--out', type=Path, metavar='FILE.json')
+  command.add_argument('--out', type=Path, metavar='FILE.json', help='write the result')
   command.add_argument('--hlo', type=Path, metavar='DIR', help='write the programs, as the compiler left them')
 
 
