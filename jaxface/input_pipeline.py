@@ -246,8 +246,8 @@ def default_workers() -> int:
 class TrainBatches:
   """The endless stream of this process's training batches, from batch `next_batch` on.
 
-  Iterating gives {field: uint8 [B/P, ...], 'row': int32 [B/P]}. `next_batch` counts what has been handed out. `workers`
-  processes decode; 0 leaves it to threads, -1 to `default_workers`.
+  Iterating gives {field: uint8 [B/P, ...], 'row': int32 [B/P]}. `workers` processes decode; 0 leaves it to threads, -1
+  to `default_workers`.
   """
 
   def __init__(
@@ -260,7 +260,6 @@ class TrainBatches:
       )
     if workers < 0:
       workers = default_workers()
-    self.next_batch = next_batch
     rows = _rows_of_process(batch_size, process)
 
     def examples(part: Dataset | Companion, seed: int) -> grain.MapDataset:
@@ -277,9 +276,7 @@ class TrainBatches:
     return self
 
   def __next__(self) -> NumpyBatch:
-    batch = next(self._iterator)
-    self.next_batch += 1
-    return batch
+    return next(self._iterator)
 
 
 class ResidentBatches:
@@ -289,7 +286,7 @@ class ResidentBatches:
   """
 
   def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, next_batch: int, process: tuple[int, int]):
-    self.next_batch = next_batch
+    self._next_batch = next_batch
     self._rows = _rows_of_process(batch_size, process)
 
     def batches(part: Dataset | Companion, seed: int) -> grain.MapDataset:
@@ -303,8 +300,8 @@ class ResidentBatches:
     return self
 
   def __next__(self) -> NumpyBatch:
-    index = {name: np.asarray(batches[self.next_batch], np.int32) for name, batches in self._batches.items()}
-    self.next_batch += 1
+    index = {name: np.asarray(batches[self._next_batch], np.int32) for name, batches in self._batches.items()}
+    self._next_batch += 1
     return {**index, 'row': self._rows}
 
 

@@ -33,8 +33,12 @@ def psnr(a: jax.Array, b: jax.Array, *, max_val: float = 1.0) -> jax.Array:
 
   Capped at 100 dB, which equal pictures get, with gradient 0.
   """
-  relative = jnp.maximum(_mse(a, b) / max_val**2, 10 ** (-PSNR_CAP / 10))
-  return jnp.minimum(-10 * jnp.log10(relative), PSNR_CAP)
+  return psnr_of(_mse(a, b) / max_val**2)
+
+
+def psnr_of(mse: jax.Array) -> jax.Array:
+  """`psnr` of mean squared errors of pictures whose peak is 1, any shape."""
+  return jnp.minimum(-10 * jnp.log10(jnp.maximum(mse, 10 ** (-PSNR_CAP / 10))), PSNR_CAP)
 
 
 def _mse(a, b):

@@ -302,7 +302,7 @@ def _region(
   mse = (jnp.square(difference) * share).sum((1, 2, 3))
   found = {
     'l1': lambda: (jnp.abs(difference) * share).sum((1, 2, 3)),
-    'psnr': lambda: jnp.minimum(-10 * jnp.log10(jnp.maximum(mse, 10 ** (-pixel.PSNR_CAP / 10))), pixel.PSNR_CAP),
+    'psnr': lambda: pixel.psnr_of(mse),
     'ssim': lambda: ssim(true, made, filter_size=_window(true), mask=mask[..., None]),
   }
   return {f'{name}/has': has, **{f'{name}/{measure}': found[measure]() * has for measure in measures}}
