@@ -108,7 +108,7 @@ def ablation(
 ) -> dict[str, Metrics]:
   """Trains each variant in `workdir`/variant (finished ones are kept), measures all on `split`, prints and writes it.
 
-  Writes results.json, comparison.png (input, then every variant) and table.txt into `workdir`.
+  Writes results.json, comparison.png (input, then every variant), table.txt and ablation.json into `workdir`.
   """
   variants = tuple(variants or VARIANTS)
   unknown = [variant for variant in variants if variant not in VARIANTS]

@@ -1,4 +1,4 @@
-"""The terms of the VAE's objective: scalars in float32, without weights; tasks weigh and add them.
+"""The terms of the VAE's objective, of which others take the l1: scalars in float32; tasks weigh and add them.
 
 Toledo & Antonelo 2021. Its published weights: KL 1e-3, SSIM 1, l1 4, l2 100, cross-entropy plus dice 1.
 """
@@ -55,7 +55,7 @@ def dice_loss(prediction: jax.Array, target: jax.Array, *, axis_name: str | None
 
 
 def l1_loss(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Mean |a - b| over all elements of pictures [B, H, W, C]. The published weight, 4, is the caller's.
+  """Mean |a - b| over all elements of pictures [..., H, W, C].
 
   Equal elements have gradient 0, where `jnp.abs` has 1.
   """
@@ -64,7 +64,7 @@ def l1_loss(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def l2_loss(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Mean (a - b)^2 over all elements of pictures [B, H, W, C]. The published weight, 100, is the caller's."""
+  """Mean (a - b)^2 over all elements of pictures [..., H, W, C]."""
   a, b = picture_pair(a, b)
   return jnp.mean(jnp.square(a - b))
 

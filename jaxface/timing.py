@@ -1,4 +1,4 @@
-"""How long compiled programs take, what they hold, and what a device could do at most."""
+"""How long compiled programs take, what they hold, and what share that is of what the device could do."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def time_in_turn(first: Callable[[], Any], second: Callable[[], Any], seconds: f
 
 
 def share_of_peak(flops_per_second_and_device: float, dtype: str) -> float | None:
-  """Of the device that JAX computes on; None where its peak is not listed."""
+  """What share such a rate is of the peak of the device that JAX computes on; None where that is not listed."""
   chip = CHIPS.get(jax.devices()[0].device_kind)
   return flops_per_second_and_device / chip.flops[dtype] if chip and dtype in chip.flops else None
 

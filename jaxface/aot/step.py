@@ -1,4 +1,4 @@
-"""One step of a run, compiled for a pod from shapes and shardings alone."""
+"""One step of a run, compiled for TPUs or GPUs from shapes and shardings alone."""
 
 import dataclasses
 import re

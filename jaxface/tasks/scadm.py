@@ -84,7 +84,7 @@ class ScaDmTask(DiffusionTask):
     return {'unet': self.unet.init(unet_key, x, t, given)['params'], 'style': style['params']}
 
   def train_step(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-    """As any diffusion's."""
+    """As any diffusion's; unless `average_style`, evaluation takes the style encoder as it was last trained."""
     state, metrics = super().train_step(state, batch, key)
     if state.ema is not None and not self.average_style:
       state = state.replace(ema={**state.ema, 'style': state.params['style']})
