@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
@@ -54,3 +56,13 @@ def load(case: str) -> tuple[dict, dict[str, np.ndarray], dict[str, np.ndarray]]
       state[name] = state[name] * np.float32(factors[name])
   with np.load(path.with_suffix('.npz')) as arrays:
     return about, state, dict(arrays)
+
+
+def nhwc(array: np.ndarray) -> jax.Array:
+  """PyTorch's pictures, channels before rows, as ours."""
+  return jnp.asarray(array.transpose(0, 2, 3, 1))
+
+
+def nchw(array: jax.Array) -> np.ndarray:
+  """Our pictures as PyTorch's."""
+  return np.asarray(array).transpose(0, 3, 1, 2)

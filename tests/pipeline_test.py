@@ -18,18 +18,10 @@ from jaxface.tasks.diffusion import MASK_ONLY, Objective, Sampling
 from jaxface.tasks.first_stage import FirstStage
 from jaxface.tasks.scadm import ScaDmTask
 from jaxface.tasks.sdm import SdmTask
-from tests.golden import load
+from tests.golden import load, nchw, nhwc
 
 # Latents are far from 1; `draw` clips what it decodes.
 _RANGE = 8
-
-
-def _nhwc(array):
-  return array.transpose(0, 2, 3, 1)
-
-
-def _nchw(array):
-  return np.asarray(array).transpose(0, 3, 1, 2)
 
 
 def _closely(about, ours, theirs, name):
@@ -51,7 +43,7 @@ class _Latents(ScaDmTask):
       keys = jax.random.split(jax.random.key(0), len(noise))
       return self.draw(state, given, keys, sampling=dataclasses.replace(self.sampling, **changes), noise=noise)
 
-    return _nchw(_RANGE * (2 * run(state, Conditioning(tokens, label), noise) - 1))
+    return nchw(_RANGE * (2 * run(state, Conditioning(tokens, label), noise) - 1))
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +69,7 @@ def scadm():
     first_stage=FirstStage(modules.first_stage),
   )
   state = TrainState(jnp.zeros((), jnp.int32), params, None, None, frozen=frozen)
-  pictures = _nhwc(np.concatenate([arrays['x'], arrays['x_reference'], np.zeros_like(arrays['x'])]))
+  pictures = nhwc(np.concatenate([arrays['x'], arrays['x_reference'], np.zeros_like(arrays['x'])]))
   label = np.concatenate([arrays['labels'], arrays['labels_reference'], arrays['labels']])
   return about, arrays, task, state, jax.jit(task.style)(params, pictures, label)
 
@@ -90,9 +82,9 @@ def _swapped(about, styles):
 
 def test_latent_and_styles_match_the_golden(scadm):
   about, arrays, task, state, styles = scadm
-  latent = jax.jit(task.encode)(state, _nhwc(arrays['x']))
+  latent = jax.jit(task.encode)(state, nhwc(arrays['x']))
   assert latent.shape[1:] == task.x_shape
-  _closely(about, _nchw(latent), arrays['latent'], 'latent')
+  _closely(about, nchw(latent), arrays['latent'], 'latent')
   few = slice(None, None, about['config']['sub_style'])
   _closely(about, styles[:1, :, few], arrays['style'], 'style')
   _closely(about, _swapped(about, styles)[..., few], arrays['style_swapped'], 'style_swapped')
@@ -101,7 +93,7 @@ def test_latent_and_styles_match_the_golden(scadm):
 def test_losses_with_a_style_and_with_none_match_the_golden(scadm):
   about, arrays, task, state, styles = scadm
   terms = jax.jit(task.terms)
-  rows = {'x0': _nhwc(arrays['latent']), 'noise': _nhwc(arrays['noise']), 't': arrays['t']}
+  rows = {'x0': nhwc(arrays['latent']), 'noise': nhwc(arrays['noise']), 't': arrays['t']}
   for name, tokens in (('training_loss', styles[:1]), ('training_loss_discarded', styles[2:])):
     found = terms(state.params, rows, Conditioning(tokens, arrays['labels']))
     assert found.keys() == {'denoising'}
@@ -111,14 +103,14 @@ def test_losses_with_a_style_and_with_none_match_the_golden(scadm):
 def test_samples_without_guidance_match_the_golden(scadm):
   about, arrays, task, state, styles = scadm
   # Nothing is worked out before the steps: the other way to the same numbers.
-  latent = task.latents(state, styles[:1], arrays['labels'], _nhwc(arrays['x_T']), guidance=1, cached=False)
+  latent = task.latents(state, styles[:1], arrays['labels'], nhwc(arrays['x_T']), guidance=1, cached=False)
   _closely(about, latent, arrays['plain_latent'], 'plain')
 
 
 def test_guided_samples_with_own_and_with_swapped_styles_match_the_golden(scadm):
   about, arrays, task, state, styles = scadm
   tokens = np.concatenate([styles[:1], _swapped(about, styles)])
-  label, noise = (np.repeat(array, 2, 0) for array in (arrays['labels'], _nhwc(arrays['x_T'])))
+  label, noise = (np.repeat(array, 2, 0) for array in (arrays['labels'], nhwc(arrays['x_T'])))
   guided, swapped = task.latents(state, tokens, label, noise)
   _closely(about, guided, arrays['guided_latent'][0], 'guided')
   _closely(about, swapped, arrays['swapped_latent'][0], 'swapped')
@@ -128,7 +120,7 @@ def test_pictures_of_the_samples_match_the_golden(scadm):
   about, arrays, task, state, _ = scadm
   runs = about['config']['runs']
   # Of the stored ones: rounding in ours may lead to another of two entries that are equally near.
-  latents = _nhwc(np.concatenate([arrays[f'{run}_latent'] for run in runs]))
+  latents = nhwc(np.concatenate([arrays[f'{run}_latent'] for run in runs]))
 
   @jax.jit
   def picture(state, latents):
@@ -151,7 +143,7 @@ class _Compiled:
 def sdm():
   """The golden's description and arrays, with pictures NHWC, the task, and its parameters."""
   about, tensors, arrays = load('sdm/unet')
-  arrays |= {name: _nhwc(array) for name, array in arrays.items() if array.ndim == 4}
+  arrays |= {name: nhwc(array) for name, array in arrays.items() if array.ndim == 4}
   module, variables = convert.from_reference(
     'sdm_unet', tensors, head_channels=about['config']['module']['num_head_channels']
   )

@@ -24,17 +24,9 @@ from jaxface.models.ipmnet import (
 from jaxface.state import count
 from jaxface.texture import content_input
 from jaxface.untrained import untrained
-from tests.golden import load
+from tests.golden import load, nchw, nhwc
 
 SMALL = IPMNet(dim=4, mlp_dim=8, style_dim=6, num_blocks=1)
-
-
-def _nhwc(array):
-  return array.transpose(0, 2, 3, 1)
-
-
-def _nchw(array):
-  return np.asarray(array).transpose(0, 3, 1, 2)
 
 
 @functools.cache
@@ -70,8 +62,8 @@ def test_generator_matches_the_golden(case):
       'own': own, 'other': other, 'swapped': swapped,
     }  # fmt: skip
 
-  inputs = [_nhwc(arrays[name]) for name in ('image', 'mask', 'texture')]
-  ours = {name: _nchw(value) for name, value in run(variables, *inputs, arrays['other_style'][:, :, 0, 0]).items()}
+  inputs = [nhwc(arrays[name]) for name in ('image', 'mask', 'texture')]
+  ours = {name: nchw(value) for name, value in run(variables, *inputs, arrays['other_style'][:, :, 0, 0]).items()}
   ours['shortcut'] = ours['shortcut'][..., ::4, ::4]
   if case == 'generator_small':
     ours |= {name: ours[name][..., ::2, 1::2] for name in ('other', 'swapped')}
@@ -96,14 +88,14 @@ def test_discriminator_matches_the_golden_in_scores_penalty_and_gradient():
     total = sum(jnp.square(f).mean() + jnp.square(r - 1).mean() for f, r in zip(fakes, scores, strict=True))
     return total + sum(penalties), (jnp.stack(penalties), {'fake': fakes, 'real': scores})
 
-  fake, real = _nhwc(arrays['fake']), _nhwc(arrays['real'])
+  fake, real = nhwc(arrays['fake']), nhwc(arrays['real'])
   run = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (total, (penalty, scores)), gradient = run(variables['params'], fake, real)
   tolerance = about['tolerance']
   close = functools.partial(np.testing.assert_allclose, rtol=tolerance['rel'], atol=tolerance['abs'] / 10)
   for kind, maps in scores.items():
     for scale, ours in enumerate(maps):
-      close(_nchw(ours), arrays[f'{kind}_out{scale}'], err_msg=f'{kind} {scale}')
+      close(nchw(ours), arrays[f'{kind}_out{scale}'], err_msg=f'{kind} {scale}')
   close(total, arrays['dis_loss'])
   np.testing.assert_allclose(penalty, arrays['penalty'], rtol=1e-4)
   named = convert.to_reference('ipmnet_discriminator', {'params': gradient})

@@ -15,19 +15,11 @@ from jaxface.models.scadm import Conditioning, Residual, SCAUNet, Stage, Transfo
 from jaxface.models.unet_layers import Conv
 from jaxface.resize import twice
 from jaxface.state import count
-from tests.golden import Initialised, load
+from tests.golden import Initialised, load, nchw, nhwc
 
 SMALL = SCAUNet(
   model_channels=32, multipliers=(1,), num_blocks=1, attention_factors=(), context_dim=6, num_classes=5, spade_hidden=8
 )
-
-
-def _nhwc(array):
-  return array.transpose(0, 2, 3, 1)
-
-
-def _nchw(array):
-  return np.asarray(array).transpose(0, 3, 1, 2)
 
 
 def _one_hot(labels, classes=19):
@@ -61,7 +53,7 @@ def test_masked_attention_matches_the_golden_by_look_up_and_with_any_mask():
   about, state, arrays = load('scadm/masked_attention')
   module = MaskedAttention(channels=48, heads=3)
   labels = arrays['labels'][:, ::4, ::4].reshape(2, 64)
-  soft = _nhwc(arrays['soft_mask']).reshape(2, 64, 19)
+  soft = nhwc(arrays['soft_mask']).reshape(2, 64, 19)
 
   def run(module, x, tokens, labels, one_hot, soft):
     plain = module.keys(tokens, None)
@@ -82,7 +74,7 @@ def test_masked_attention_matches_the_golden_by_look_up_and_with_any_mask():
 
 def test_blocks_match_the_goldens():
   about, state, arrays = load('scadm/spade_block')
-  x, conditioning = _nhwc(arrays['x']), Conditioning(np.zeros((2, 19, 1), np.float32), arrays['labels'])
+  x, conditioning = nhwc(arrays['x']), Conditioning(np.zeros((2, 19, 1), np.float32), arrays['labels'])
 
   def residual(module, x, emb, conditioning):
     shift, modulations = module.shift(emb), module.prepare(conditioning, x.shape[1:3])
@@ -91,18 +83,18 @@ def test_blocks_match_the_goldens():
   public = 'output_blocks.0.0.', ''
   modulated = Residual(96, 64, spade_hidden=128)
   out, small = _part(residual, modulated, ('decoder_0', 'residual'), state, public, x, arrays['emb'], conditioning)
-  _closely(about, out=(_nchw(out), arrays['out']), out_small=(_nchw(small), arrays['out_small']))
+  _closely(about, out=(nchw(out), arrays['out']), out_small=(nchw(small), arrays['out_small']))
 
   about, state, arrays = load('scadm/res_block')
-  x = _nhwc(arrays['x'])
+  x = nhwc(arrays['x'])
   public = 'input_blocks.1.0.', 'res.'
   out, small = _part(residual, Residual(32, 64), ('encoder_0', 'residual'), state, public, x, arrays['emb'], None)
   call = lambda module, x: module(x)
   down = _part(call, Conv(32, stride=2), ('shrink_0',), state, ('input_blocks.2.0.', 'down.'), x)
   up = _part(call, Conv(32), ('decoder_0', 'enlarge'), state, ('output_blocks.0.1.', 'up.'), twice(x))
   _closely(
-    about, out=(_nchw(out), arrays['out']), out_small=(_nchw(small), arrays['out_small']),
-    down=(_nchw(down), arrays['down']), up=(_nchw(up)[:, ::4], arrays['up']),
+    about, out=(nchw(out), arrays['out']), out_small=(nchw(small), arrays['out_small']),
+    down=(nchw(down), arrays['down']), up=(nchw(up)[:, ::4], arrays['up']),
   )  # fmt: skip
 
 
@@ -116,8 +108,8 @@ def test_the_transformer_matches_the_golden():
 
   conditioning = Conditioning(arrays['context'], arrays['labels'])
   where, public = ('middle_0', 'transformer'), ('middle_block.1.', '')
-  ours = _part(run, Transformer(64, 4), where, state, public, _nhwc(arrays['x']), conditioning)
-  _closely(about, **{name: (_nchw(ours[name]), arrays[name]) for name in ours})
+  ours = _part(run, Transformer(64, 4), where, state, public, nhwc(arrays['x']), conditioning)
+  _closely(about, **{name: (nchw(ours[name]), arrays[name]) for name in ours})
 
 
 @pytest.fixture(scope='module')
@@ -125,7 +117,7 @@ def golden():
   """The network of the golden: description, module, variables and arrays."""
   about, state, arrays = load('scadm/unet')
   module, variables = scadm_unet.from_reference(state, head_channels=16)
-  arrays['x'] = _nhwc(arrays['x'])
+  arrays['x'] = nhwc(arrays['x'])
   return about, module, variables, arrays
 
 
@@ -166,7 +158,7 @@ def test_the_network_matches_the_golden_fresh_and_cached(golden, fresh, cached):
     ('eps_zero_context', Conditioning(0 * tokens, labels)),
   ):
     eps, _ = fresh(arrays['x'], arrays['t'], conditioning)
-    _closely(about, **{name: (_nchw(eps), arrays[name])})
+    _closely(about, **{name: (nchw(eps), arrays[name])})
     np.testing.assert_allclose(cached(arrays['x'], arrays['t'], conditioning), eps, atol=1e-5)
 
 
@@ -186,7 +178,7 @@ def test_every_block_matches_the_golden(golden, fresh):
   stats = [(np.mean(ours[name]), np.std(ours[name], ddof=1)) for name in about['config']['block_stats_rows']]
   _closely(
     about, stats=(stats, arrays['block_stats']), emb=(ours['time_embed'], arrays['emb']),
-    middle=(_nchw(ours['middle_block']), arrays['middle']), input_1=(_nchw(ours['input_blocks.1']), arrays['input_1']),
+    middle=(nchw(ours['middle_block']), arrays['middle']), input_1=(nchw(ours['input_blocks.1']), arrays['input_1']),
     middle_attn1=(ours['middle_attn1'], arrays['middle_attn1']),
     middle_attn2=(ours['middle_attn2'], arrays['middle_attn2']),
     scores=(at(*attention, 'scores')[0].reshape(12, 16, 19), arrays['sim_middle']),

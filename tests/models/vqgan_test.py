@@ -21,11 +21,7 @@ from jaxface.models.vqgan import (
   quantiser_loss,
 )
 from jaxface.state import count
-from tests.golden import load
-
-
-def _nhwc(array):
-  return jnp.asarray(array.transpose(0, 2, 3, 1))
+from tests.golden import load, nhwc
 
 
 def _close(about, found, expected, name=''):
@@ -61,7 +57,7 @@ def test_blocks_match_the_golden():
       'up': Upsample().apply(_params(state, 'up', {'conv': 'conv'}), x)[..., ::4],
     }
 
-  found = run(_nhwc(arrays['x']))
+  found = run(nhwc(arrays['x']))
   assert found.keys() == set(about['outputs'])
   for name, value in found.items():
     _close(about, value, arrays[name].transpose(0, 2, 3, 1), name)
@@ -99,7 +95,7 @@ def golden():
       'in_parts': decode(latent),
     }
 
-  inputs = (_nhwc(arrays[name]) for name in ('x', 'cot', 'quantised'))
+  inputs = (nhwc(arrays[name]) for name in ('x', 'cot', 'quantised'))
   return about, module, variables, arrays, run(variables, *inputs)
 
 
@@ -169,8 +165,8 @@ def test_published_size():
 def test_bfloat16_and_recomputation_keep_float32_at_the_ends(golden):
   _, module, variables, arrays, found = golden
   changed = module.clone(dtype=jnp.bfloat16, remat=True)
-  assert 'remat' in str(jax.make_jaxpr(changed.apply)(variables, _nhwc(arrays['x'])))
-  latent = jax.jit(functools.partial(changed.apply, method='encode'))(variables, _nhwc(arrays['x']))
+  assert 'remat' in str(jax.make_jaxpr(changed.apply)(variables, nhwc(arrays['x'])))
+  latent = jax.jit(functools.partial(changed.apply, method='encode'))(variables, nhwc(arrays['x']))
   image = jax.jit(functools.partial(changed.apply, method='decode', quantise=False))(variables, found['found'].latent)
   assert latent.dtype == image.dtype == jnp.float32
   for half, whole in ((latent, found['latent']), (image, found['decoded'])):

@@ -26,12 +26,8 @@ from jaxface.tasks.autoencoder import (
   make_autoencoder,
   make_vqgan,
 )
-from tests.golden import load
+from tests.golden import load, nhwc
 from tests.smoke import experiment
-
-
-def _nhwc(array):
-  return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
 def _paint(kernel, features):
@@ -48,7 +44,7 @@ def golden():
   about, state, arrays = load('vqgan/vq_losses')
   module, variables = convert.discriminator.from_reference(state)
   judge = functools.partial(module.apply, variables)
-  features, image = _nhwc(arrays['features']), _nhwc(arrays['x'])
+  features, image = nhwc(arrays['features']), nhwc(arrays['x'])
   kernel = jnp.asarray(arrays['last_layer'].transpose(2, 3, 1, 0))
   loss = AutoencoderLoss(adversarial=about['config']['disc_weight'], adversarial_start=about['config']['disc_start'])
 

@@ -17,12 +17,8 @@ from jaxface.state import TrainState, first_state
 from jaxface.tasks import make_task
 from jaxface.tasks.beautygan import BeautyGanTask, LossWeights
 from jaxface.tasks.makeup import Faces, region_loss
-from tests.golden import load
+from tests.golden import load, nhwc
 from tests.smoke import experiment
-
-
-def _nhwc(array):
-  return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
 def _of(state, prefix):
@@ -56,7 +52,7 @@ def golden():
   )
   order = labels.lookup_table('makeup_transfer')
   faces = lambda picture, label: Faces(
-    _nhwc(arrays[picture]), jnp.asarray(order[arrays[label][:, 0].astype(int)], jnp.uint8)
+    nhwc(arrays[picture]), jnp.asarray(order[arrays[label][:, 0].astype(int)], jnp.uint8)
   )
   batch = {'a': faces('org_a', 'labels_a'), 'b': faces('ref_b', 'labels_b')}
   opt_state = jax.jit(lambda params: {name: task.optimizer.init(network) for name, network in params.items()})(params)

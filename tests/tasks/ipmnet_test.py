@@ -21,7 +21,7 @@ from jaxface.tasks import make_task
 from jaxface.tasks.ipmnet import Draws, IpmNetTask, LossWeights
 from jaxface.tasks.makeup import Faces, colours_loss
 from jaxface.tasks.task import apart, together
-from tests.golden import load
+from tests.golden import load, nhwc
 from tests.smoke import experiment
 
 
@@ -34,13 +34,9 @@ class StandIn(nn.Module):
     return nn.Conv(8, (5, 5), 4, padding=2, name='conv')(levels / 64)
 
 
-def _nhwc(array):
-  return jnp.asarray(array.transpose(0, 2, 3, 1))
-
-
 def _faces(arrays, side):
   label = np.where(arrays[f'mask_{side}'][:, 0] > 0, labels.index('background'), labels.index('skin'))
-  return Faces(_nhwc(arrays[f'x_{side}']), jnp.asarray(label, jnp.uint8), _nhwc(arrays[f'texture_{side}']))
+  return Faces(nhwc(arrays[f'x_{side}']), jnp.asarray(label, jnp.uint8), nhwc(arrays[f'texture_{side}']))
 
 
 def _of(state, prefix):
