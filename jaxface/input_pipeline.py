@@ -224,8 +224,8 @@ def _live_as_long_as_the_run(worker: int, count: int) -> None:
   end_with_parent()
 
 
-def _prefetched(batches: grain.MapDataset, workers: int, threads: int = 2) -> Iterator[NumpyBatch]:
-  reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+def _prefetched(batches: grain.MapDataset, workers: int) -> Iterator[NumpyBatch]:
+  reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   stream = batches.to_iter_dataset(reading)
   if workers:
     # Grain's workers read absl flags, which only an absl program would have parsed.

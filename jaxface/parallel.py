@@ -30,12 +30,12 @@ Rule = Callable[[tuple[int, ...], Mesh], P]
 PMAP_AXIS = 'batch'
 
 
-def check_batch_size(batch_size: int, divisor: int, name: str = 'batch_size') -> None:
+def check_batch_size(batch_size: int, divisor: int) -> None:
   """Raises when a global batch of `batch_size` rows cannot be cut into `divisor` equal parts."""
   if batch_size < 1 or batch_size % divisor:
     nearest = max(divisor, -(-batch_size // divisor) * divisor)
     raise UserError(
-      f'{name}={batch_size} does not divide over {divisor} parts (devices x accumulate_steps); '
+      f'batch_size={batch_size} does not divide over {divisor} parts (devices x accumulate_steps); '
       f'the next that does is {nearest}'
     )
 

@@ -51,9 +51,10 @@ class Parser:
     variables: its 'params' and 'batch_stats'.
     image_size: S, height and width that the network sees.
     label_order: order of the network's classes, a name of `jaxface.labels.ORDERS`.
-    batch_size: pictures of one program run, a multiple of the number of devices; default one a CPU, 16 an accelerator.
-    devices: those that share a batch; default all of this process.
     name: where the network comes from, for people.
+
+  Attributes:
+    batch_size: pictures of one program run, on all devices of this process: one a CPU, 16 an accelerator.
   """
 
   def __init__(
@@ -63,14 +64,10 @@ class Parser:
     *,
     image_size: int,
     label_order: str,
-    batch_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
     name: str = '',
   ):
-    mesh = make_mesh(devices=devices or jax.local_devices())
-    per_device = 1 if jax.default_backend() == 'cpu' else _PER_ACCELERATOR
-    self.batch_size = batch_size or mesh.size * per_device
-    assert self.batch_size % mesh.size == 0, (self.batch_size, mesh.size)
+    mesh = make_mesh(devices=jax.local_devices())
+    self.batch_size = mesh.size * (1 if jax.default_backend() == 'cpu' else _PER_ACCELERATOR)
     self.image_size = image_size
     self.label_order = label_order
     self.name = name

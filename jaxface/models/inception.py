@@ -18,14 +18,7 @@ FEATURES = 2048
 
 
 class InceptionFeatures(nn.Module):
-  """Pictures -> the 2,048 features of the last pool ('pool3') that FID and KID compare.
-
-  Attributes:
-    precision: of the convolutions, as `jax.lax.Precision`; the backend's default may round to bfloat16 or TF32, which
-      published figures do not.
-  """
-
-  precision: jax.lax.PrecisionLike = 'highest'
+  """Pictures -> the 2,048 features of the last pool ('pool3') that FID and KID compare."""
 
   def __call__(self, image_BHWC: jax.Array) -> jax.Array:
     """RGB floats [B, H, W, 3] in [0, 1] of any size -> float32 [B, 2048]."""
@@ -55,7 +48,8 @@ class InceptionFeatures(nn.Module):
 
   def _conv(self, name, features, size, x, *, stride=1, padding='SAME'):
     size = (size, size) if isinstance(size, int) else size
-    return nn.relu(nn.Conv(features, size, stride, padding, precision=self.precision, name=name)(x))
+    # A backend's default may round to bfloat16 or TF32, which published figures do not.
+    return nn.relu(nn.Conv(features, size, stride, padding, precision='highest', name=name)(x))
 
   def _chain(self, name, convs, x):
     """Convolutions one after the other, given as (suffix, features, size)."""

@@ -41,7 +41,6 @@ class Conv(nn.Module):
     stride: of both axes.
     pad: zeros on every side; default those that keep the picture's size at stride 1 (of an odd kernel).
     zero: start with a kernel and a bias of zeros.
-    use_bias: whether there is one.
   """
 
   features: int
@@ -49,7 +48,6 @@ class Conv(nn.Module):
   stride: int = 1
   pad: int | None = None
   zero: bool = False
-  use_bias: bool = True
   dtype: Dtype = jnp.float32
 
   @nn.compact
@@ -63,8 +61,6 @@ class Conv(nn.Module):
       y = x @ kernel[0, 0]
     else:
       y = convolve(x, kernel, stride=self.stride, pad=pad)
-    if not self.use_bias:
-      return y
     bias_init = nn.initializers.zeros if self.zero else torch_bias_init(self.size**2 * x.shape[-1])
     bias = self.param('bias', bias_init, (self.features,), jnp.float32)
     return y + spread(bias, y)
