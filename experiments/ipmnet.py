@@ -64,6 +64,7 @@ def get_config(arg: str = 'code') -> ml_collections.ConfigDict:
   config.model.discriminator_layers = 4
   config.model.discriminator_scales = 3
   config.model.dtype = 'float32'  # Of the computation; parameters are float32.
+  config.model.remat = False
 
   config.texture = ml_collections.ConfigDict()
   config.texture.recipe = 'stored'  # That of the textures the authors give; 'published' is their script's.

@@ -9,7 +9,7 @@ _BY_YNNPACK = 'LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'
 
 
 def for_cpu_programs(environ: Mapping[str, str]) -> dict[str, str]:
-  """An environment with two settings more; whoever says anything about one of them is left alone.
+  """`environ` with two settings added; a setting that the user has made stays as it is.
 
   Huge pages (glibc 2.35 and later, where the kernel gives them to those who ask): XLA on CPU takes the temporaries of a
   program anew whenever it runs, and so the kernel has to find and clear every page of them at every step. In pages of

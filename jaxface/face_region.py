@@ -18,7 +18,7 @@ from jaxface.texture import REPAINTED
 REGION = (*REPAINTED, 'l_eye', 'r_eye', 'mouth', 'eye_g')
 
 # The longer side of the face, as a share of what the network sees. Where it is trained, rendered faces (aligned, 3/4 of
-# the picture) have 1.03 and photos of Makeup Transfer 1.04; to what lies outside the square nothing could be pasted.
+# the picture) have 1.03 and photos of Makeup Transfer 1.04; outside the square nothing can be pasted.
 EXTENT = 1.0
 
 # Shares of the photo's pixels below which there is no face, and above which no label map is right.

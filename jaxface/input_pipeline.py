@@ -153,8 +153,9 @@ def open_dataset(
 
   Where `fields` asks for references, they are those stored beside every picture, if there are such; otherwise the
   pictures are the split `<split>_non_makeup` and the references `<split>_makeup`. In evaluation a picture gets its own
-  reference or, where there is none or `draw` is a number, one drawn at random, for every `draw` another; of such there
-  is no true result ('makeup_image'). Where `fields` asks for that, a picture gets its own reference in training, too.
+  reference or, where there is none or `draw` is a number, one drawn at random, for every `draw` another; for these
+  there is no true result ('makeup_image'). Where `fields` asks for that, a picture gets its own reference in training,
+  too.
 
   Raises UserError where the dataset or split is missing, or cannot give one of `fields`; `optional_fields` are given
   where it can.

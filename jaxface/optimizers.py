@@ -82,7 +82,10 @@ def learning_rate_schedule(
   'halve' halves every `halve_steps` updates, one update early as PyTorch does whose scheduler steps first.
   """
   if decay == 'halve' and halve_steps < 1:
-    raise UserError(f"optimizer.decay='halve' needs optimizer.halve_steps; got {halve_steps}, give at least 1")
+    raise UserError(
+      f"optimizer.decay='halve' needs optimizer.halve_steps; got {halve_steps}, give at least 1 (in the experiment's "
+      'file, where that does not list it)'
+    )
   for name, value in (('learning_rate', peak), ('warmup_steps', warmup_steps)):
     if value < 0:
       raise UserError(f'optimizer.{name}={value}; give at least 0')

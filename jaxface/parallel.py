@@ -247,7 +247,7 @@ class JitEngine:
       # With several processes, a batch lies in the order of the devices that hold it.
       order = jnp.argsort(batch['row'])
       with self.known_mesh():
-        # Said again: put in order, all rows would be drawn on every device.
+        # Once more: of rows that were put in order, XLA would let every device draw all.
         rows = jax.lax.with_sharding_constraint({name: values[order] for name, values in batch.items()}, self.rows)
         return self.task.render(state, rows, key)
 

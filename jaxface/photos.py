@@ -63,7 +63,7 @@ class Photos:
 
 
 class _Doubt:
-  """Warns of a label map that seems to have been written in another order; of thousands, the first one says it."""
+  """Warns of a label map that seems to have been written in another order, once: of the first such."""
 
   def __init__(self, order: str):
     self._order = order

@@ -342,7 +342,7 @@ def _features(network: 'Network', side: PictureSet, batch_size: int, skipped: Sk
 
 @functools.cache
 def _apply(module: 'InceptionFeatures') -> Callable:
-  # Every look at the method makes a new one, and would be compiled anew.
+  # `module.apply` is another object whenever it is asked for, and would be compiled anew.
   return module.apply
 
 

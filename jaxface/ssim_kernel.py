@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxface.filters import band
 from jaxface.meshes import on_own_rows
 
-# A number a plane is written as the least that a TPU writes: a row of 128.
+# Each plane gives one number, stored as a row of 128: the smallest block that a TPU writes.
 _LANES = 128
 # Of the core's memory: some 30 arrays of a plane's size are alive at once; a plane of 512 pixels is 1 MiB.
 _VMEM_BYTES = 64 * 2**20

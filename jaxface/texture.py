@@ -19,7 +19,7 @@ from jaxface.resize import bicubic_levels
 
 # What makeup is put on; all else stays as it is.
 REPAINTED = ('skin', 'nose', 'l_brow', 'r_brow', 'u_lip', 'l_lip')
-# Of these, those whose texture is raised more than the skin's.
+# Of these, the parts whose texture is raised by another gain than the skin's.
 FEATURES = ('nose', 'l_brow', 'r_brow', 'u_lip', 'l_lip')
 # Holes in the repainted region that do not count as its border; hair, glasses and all else do.
 HOLES = ('l_eye', 'r_eye', 'mouth')

@@ -97,13 +97,18 @@ def shared(config: ConfigDict) -> dict[str, Any]:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-  """Keys, as 'key: old -> new', that differ and must not when a run goes on."""
+  """Keys, as 'key: old -> new', that differ and must not when a run goes on.
+
+  An option that only one of them knows, and which is off there (False, 0, ''), makes no difference.
+  """
   before, after = (_flatten(_tuples(json.loads(config.to_json()))) for config in (old, new))
-  return [
-    f'{key}: {before.get(key)!r} -> {after.get(key)!r}'
-    for key in sorted(before.keys() | after.keys())
-    if before.get(key) != after.get(key) and not any(key == free or key.startswith(free + '.') for free in FREE_KEYS)
-  ]
+  found = []
+  for key in sorted(before.keys() | after.keys()):
+    was, now = before.get(key), after.get(key)
+    same = was == now or (None in (was, now) and not (was or now))
+    if not same and not any(key == free or key.startswith(free + '.') for free in FREE_KEYS):
+      found.append(f'{key}: {was!r} -> {now!r}')
+  return found
 
 
 def _git_state() -> dict[str, str] | None:

@@ -30,7 +30,7 @@ class Comparison:
 
   Attributes:
     text: a table for people, with what is to be known about it.
-    slower: names of rows that fell below what is allowed, or for which the device has not the memory any more. Empty
+    slower: names of rows that fell below what is allowed, or that no longer fit in the device's memory. Empty
       also where the two are no measure of each other, as on different chips.
     matched: rows that both have.
   """

@@ -11,14 +11,14 @@ from jaxface.errors import UserError, check_at_least
 from jaxface.layers import BatchNorm, Dtype, spread
 from jaxface.models.unet_layers import torch_bias_init
 
-# Of BatchNorm.
+# BatchNorm's scales at first: N(1, 0.02^2).
 _near_one = lambda key, shape, dtype: 1 + 0.02 * jax.random.normal(key, shape, dtype)
 # No layer has more channels than the first times this.
 _WIDEST = 8
 
 
 class Conv4x4(nn.Module):
-  """4x4 convolution, zero padding 1; `kernel` [4, 4, I, features] first N(0, 0.02^2), `bias` as PyTorch draws it."""
+  """4x4 convolution, zero padding 1; `kernel` [4, 4, I, features] from N(0, 0.02^2), `bias` as PyTorch draws it."""
 
   features: int
   stride: int

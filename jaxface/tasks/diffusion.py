@@ -333,7 +333,7 @@ def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
 
 
 def content_keys(label: jax.Array) -> jax.Array:
-  """A random key for every label map [B, H, W], by what it shows: a picture's noise in evaluation, in any batch."""
+  """A random key for every label map [B, H, W], by what it shows: the same noise in any batch."""
 
   def one(label: jax.Array) -> jax.Array:
     # A sum modulo 2^32 that another class at any pixel changes.

@@ -25,10 +25,10 @@ def gradients(
 ) -> tuple[PyTree, PyTree, Metrics]:
   """Mean gradient of `loss_fn(params, model_state, batch) -> (loss, (model_state, metrics))` over a batch.
 
-  With `accumulate_steps` > 1 the batch is worked off in so many pieces, which takes that much less memory. Each piece
-  is normalised by its own BatchNorm statistics, so where there is BatchNorm the result is not that of the whole batch,
-  nor, with another number of processes, which hold other rows, that of the same pieces. A spectral norm's vectors move
-  one step with every piece.
+  With `accumulate_steps` > 1 the batch is taken in so many pieces, one after the other, for that much less memory.
+  Each piece is normalised by its own BatchNorm statistics, so where there is BatchNorm the result is not that of the
+  whole batch, nor, with another number of processes, which hold other rows, that of the same pieces. A spectral norm's
+  vectors move one step with every piece.
 
   Returns:
     (gradient, model state after the batch, metrics with 'grad_norm'); averaged over the devices of `axis_name`.

@@ -76,7 +76,7 @@ class IpmNetTask(MakeupTask):
     gan_kind: see `jaxface.gan`.
     penalty: factor of the discriminators' gradient penalty.
     change: beside `paired`, factor of `region_loss` of what differs between a target in its reference's style and in
-      its own to what truly does; 0 leaves it out. What a picture misses in either style would drown that in both.
+      its own to what truly does; 0 leaves it out. Compared directly, errors that both pictures share would drown it.
     colours: beside `paired`, factor of `colours_loss`; 0 leaves it out.
   """
 
@@ -308,6 +308,7 @@ def make_ipmnet(config: ConfigDict, axis_name: str | None = None, *, training: b
       num_blocks=model.num_blocks,
       passes_through=model.passes_through,
       dtype=dtype,
+      remat=model.get('remat', False),
     ),
     discriminator=MultiScaleDiscriminator(
       dim=model.discriminator_dim,

@@ -262,8 +262,8 @@ def colours_loss(styles: jax.Array, faces: Faces) -> jax.Array:
   """l1 of styles' [B, D] first nine numbers to colours of the face; scalar.
 
   Those are means over regions of `faces.image`, in [-1, 1]: twice what lips differ by from skin, four times what the
-  eyes' surroundings do, and skin. So makeup is no small difference of large numbers that all follow the skin's. What a
-  face lacks does not count. Not in any paper: it makes a code say early what the decoder is to paint with.
+  eyes' surroundings do, and skin. Enlarged, makeup is no small difference of large numbers that all follow the skin's.
+  What a face lacks does not count. Not in any paper: it makes a code say early what the decoder is to paint with.
   """
   areas = _areas(faces.label)
   lips, eyes, skin = ((faces.image * _shares(areas[area])).sum((1, 2)) for area in ('lips', 'eyes', 'skin'))

@@ -158,6 +158,12 @@ def tiny():
   return make_task(experiment('ipmnet', 'code'))
 
 
+def test_remat_reaches_the_generator(tiny):
+  config = experiment('ipmnet', 'code')
+  config.model.remat = True
+  assert (tiny.generator.remat, make_task(config).generator.remat) == (False, True)
+
+
 def test_levels_lead_from_the_own_makeup_to_the_references(golden):
   _, task, params, _, _, rows = golden
   state = TrainState(jnp.int32(0), {'generator': params}, None, None)
