@@ -27,7 +27,8 @@ _GREY_STEPS = {b'\x02\x00': 85, b'\x04\x00': 17}
 
 # What Pillow's decoders let escape on damaged input; found by feeding them broken files.
 _DECODE_ERRORS = (
-  OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, AttributeError, struct.error, zlib.error,
+  OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, AttributeError, RuntimeError, struct.error,
+  zlib.error,
 )  # fmt: skip
 
 

@@ -295,10 +295,11 @@ def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
 
 
 def _local(data_dir: str | os.PathLike | None) -> Path:
+  data_dir = default_data_dir() if data_dir is None else data_dir
   # A path has made one stroke of two.
-  if data_dir is not None and re.match(r'[a-z][a-z0-9]+:/', os.fspath(data_dir)):
+  if re.match(r'[a-z][a-z0-9]+:/', os.fspath(data_dir)):
     raise UserError(f'data_dir={os.fspath(data_dir)!r}: not a local folder; mount it, or prepare on a disk and copy')
-  return default_data_dir() if data_dir is None else Path(data_dir).expanduser().absolute()
+  return Path(data_dir).expanduser().absolute()
 
 
 @contextlib.contextmanager

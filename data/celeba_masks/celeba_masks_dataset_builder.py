@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
 
 from jaxface import pictures
 from jaxface.errors import UserError, some
@@ -230,6 +231,8 @@ def _prepared_by_tfds(source: Path) -> Path | None:
 
 def _tfds_items(folder: Path) -> dict[str, list[base.Item]]:
   builder = tfds.builder_from_directory(folder)
+  if builder.name != 'celeb_a':  # Another one's records, as those of our own datasets, stand in another order.
+    raise UserError(f'source={str(folder)!r}: the dataset {builder.name}; give the celeb_a of TFDS, or the pictures')
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise UserError(
       f'source={str(folder)!r}: prepared as {builder.info.file_format.value}, which only TensorFlow reads; give the '
@@ -244,7 +247,7 @@ def _tfds_items(folder: Path) -> dict[str, list[base.Item]]:
       raise UserError(f'source={str(folder)!r}: split {split} has {number} pictures, CelebA has {len(names)}')
     records = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
     # The records do not tell their names, but TFDS writes them in the order of the names' hashes, salted by the split.
-    hasher = tfds.core.hashing.Hasher(split)
+    hasher = hashing.Hasher(split)
     names.sort(key=hasher.hash_key)
     size = info.num_bytes // len(names)
     items = [base.Item(name, functools.partial(_read_record, records, i), size) for i, name in enumerate(names)]

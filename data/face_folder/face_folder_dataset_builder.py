@@ -84,7 +84,7 @@ class Builder(base.FacesBuilder):
       label_maps = {path.relative_to(folder).with_suffix(''): path for path in base.find_label_maps(folder)}
       if folder == source:
         found, label_maps = _apart(found, label_maps, config)
-      else:
+      elif folder.is_relative_to(source):
         found = [path for path in found if not path.is_relative_to(folder)]
     names = [path.relative_to(source) for path in found]
     if label_maps and not any(name.with_suffix('') in label_maps for name in names):
