@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxface import labels
-from jaxface.augment import Augment, Framing, Zoom, flip, scaled_crop, to_float
+from jaxface.augment import Augment, Framing, Zoom, flip, scaled_crop, to_float, to_signed, to_unit
 from jaxface.errors import UserError
 
 
@@ -80,6 +80,8 @@ def test_a_row_keeps_its_draw_in_any_batch(batch):
 def test_to_float():
   np.testing.assert_array_equal(to_float(jnp.array([0, 255], jnp.uint8)), [0.0, 1.0])
   np.testing.assert_array_equal(to_float(jnp.array([0.25])), [0.25])
+  np.testing.assert_array_equal(to_signed(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
+  np.testing.assert_array_equal(to_unit(jnp.array([-1.5, -1.0, 0.0, 1.0, 1.5])), [0, 0, 0.5, 1, 1])
 
 
 @pytest.mark.parametrize('what', ['brightness', 'contrast', 'saturation'])
@@ -121,6 +123,12 @@ def test_zoom_shows_a_square_of_any_place_and_of_the_sizes_asked_for():
   y, x = (np.floor(inner[..., c] * 4 - 1e-4).astype(int) for c in (0, 1))
   edge = np.abs(inner[..., :2] * 4 - np.round(inner[..., :2] * 4)).min(-1) < 0.02
   np.testing.assert_array_equal((y * 4 + x)[~edge], np.asarray(out['label'])[:, 2:-2, 2:-2][~edge])
+
+
+def test_zoom_shows_no_less_than_it_is_told():
+  inner = np.asarray(jax.jit(Zoom(least=0.8))(_places(300, 16), _keys(300))['image'])[:, 2:-2, 2:-2]
+  share = (inner[:, -1, 0, 0] - inner[:, 0, 0, 0]) * 16 / (inner.shape[1] - 1)
+  assert 0.8 - 1e-3 <= share.min() < 0.82
 
 
 def test_zoom_mirrors_too():

@@ -210,3 +210,37 @@ def test_the_middle_is_that_of_the_framing():
   photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   cut = Framing(11).centred({'image': photo[None]})['image'][0]
   np.testing.assert_array_equal(Square(0, 0, 16).middle(11, 16).picture(photo, 11), cut)
+
+
+def test_the_border_is_as_soft_as_the_face_is_large():
+  repainted = np.zeros((100, 100), bool)
+  repainted[:, :50] = True
+  canvas = make_canvas(np.zeros((100, 100, 3), np.uint8), repainted, Square(-450, -450, 1000))
+  # Two averages over five pixels to either side: a hundredth of what the network sees.
+  across = canvas.alpha[50]
+  np.testing.assert_allclose(across[:40], 1, atol=1e-6)
+  assert across[40] < 0.999
+  assert across[59] > 0.001
+  assert not across[60:].any()
+
+
+def test_what_is_enlarged_is_as_crisp_as_a_cubic_kernel_makes_it():
+  photo = np.full((64, 64, 3), 100, np.uint8)
+  step = np.zeros((16, 16, 3))
+  step[:, 8:] = 0.2
+  pasted = make_canvas(photo, np.ones((64, 64), bool), Square(0, 0, 64)).paste(step, np.zeros_like(step))
+  # A linear kernel stays between the two.
+  assert pasted.min() < 99
+  assert pasted.max() > 152
+
+
+@pytest.mark.parametrize(('gap', 'divides'), [(4, False), (5, True)])
+def test_a_gap_divides_a_face_from_a_twenty_fifth_of_its_side_on(gap, divides):
+  label = np.zeros((140, 140), np.uint8)
+  label[20:120, 20 : 120 + gap] = _CLASS['skin']
+  label[20:120, 70 : 70 + gap] = _CLASS['hair']
+  if divides:
+    with pytest.raises(PictureError, match='two faces found'):
+      find_face(label, 'x')
+  else:
+    assert find_face(label, 'x').region.sum() == 100 * 100

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import errno
 import fcntl
+import importlib
+import inspect
 import json
 import os
 import re
@@ -219,6 +221,21 @@ def test_command_line(source, data_dir, capsys, monkeypatch):
   }  # fmt: skip
 
 
+@pytest.mark.parametrize('dataset', prepare_lib.DATASETS)
+def test_the_command_line_passes_every_option_of_a_dataset_and_has_its_defaults(dataset, monkeypatch):
+  passed = {}
+  monkeypatch.setattr(prepare_lib, 'prepare', lambda dataset, /, **options: passed.update(options))
+  needed = {} if dataset == 'synthetic_faces' else {'source': 'somewhere'}
+  assert run(dataset, *(word for name, value in needed.items() for word in (f'--{name}', value))) == 0
+  make_config = importlib.import_module(f'jaxface_data.{dataset}.{dataset}_dataset_builder').make_config
+  defaults = {name: parameter.default for name, parameter in inspect.signature(make_config).parameters.items()}
+  if dataset == 'synthetic_faces':
+    defaults['count'] = 20_000  # More than in Python, where it is for trying out.
+  common = {'data_dir', 'overwrite', 'workers', 'parser'}
+  assert {name: value for name, value in passed.items() if name not in common} == defaults | needed
+  assert ('parser' in passed) == (dataset in prepare_lib.PARSED_DATASETS)
+
+
 def test_command_line_celeba(tmp_path, capsys, parse_by):
   folder = tmp_path / 'celeba' / 'img_align_celeba'
   for i in range(1, 4):
@@ -332,10 +349,16 @@ def test_default_data_dir(monkeypatch):
   assert prepare_lib.default_data_dir() == Path('/somewhere')
 
 
-def test_wrong_arguments(source, tmp_path):
+def test_wrong_arguments(source, tmp_path, monkeypatch):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='workers=0'):
     prepare_lib.prepare('face_folder', data_dir=tmp_path, source=source, workers=0)
+  with monkeypatch.context() as context:
+    context.setenv('TFDS_DATA_DIR', 'gs://bucket/data')
+    context.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data_dir='gs:/bucket/data': not a local folder"):
+      prepare_lib.prepare('face_folder', source=source)
+    assert not (tmp_path / 'gs:').exists()
   for dataset, data_dir, why in [
     ('celebs', tmp_path, "unknown dataset 'celebs'; choose from synthetic_faces"),
     ('face_folder', 'gs://bucket/data', 'not a local folder'),

@@ -205,6 +205,8 @@ class CelebA(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def test_celeb_a_prepared_by_tfds(tmp_path, label_folder, monkeypatch):
   CelebA(data_dir=tmp_path / 'tfds').download_and_prepare(file_format='array_record')
+  # TFDS imports it to write such a dataset; in a process that only reads one it is not there.
+  monkeypatch.delattr(tfds.core, 'hashing', raising=False)
   with pytest.raises(UserError, match='split train has 8 pictures, CelebA has 162770'):
     build(tmp_path, tmp_path / 'tfds', labels=label_folder)
   ranges = {split: (numbers[0], numbers[-1]) for split, numbers in SPLITS.items()}
@@ -212,9 +214,21 @@ def test_celeb_a_prepared_by_tfds(tmp_path, label_folder, monkeypatch):
   check_records(build(tmp_path, tmp_path / 'tfds', labels=label_folder))
 
 
+def test_a_dataset_of_another_order_is_not_taken_for_celeb_a(tmp_path, label_folder, monkeypatch):
+  ranges = {split: (numbers[0], numbers[-1]) for split, numbers in SPLITS.items()}
+  monkeypatch.setattr(celeba_masks, 'OFFICIAL_RANGES', ranges)
+  builder = build(tmp_path / 'first', write_celeba(tmp_path / 'celeba'))
+  # Ours is in the order of the numbers: label maps would go to other pictures than theirs.
+  with pytest.raises(UserError, match=r'the dataset celeba_masks; give the celeb_a of TFDS, or the pictures'):
+    build(tmp_path / 'second', builder.data_path, labels=label_folder)
+
+
 def test_official_ranges_have_the_official_sizes():
   sizes = {split: last - first + 1 for split, (first, last) in celeba_masks.OFFICIAL_RANGES.items()}
   assert sizes == {'train': 162_770, 'validation': 19_867, 'test': 19_962}
+  # One begins where the other has ended.
+  firsts = {split: first for split, (first, _) in celeba_masks.OFFICIAL_RANGES.items()}
+  assert firsts == {'train': 1, 'validation': 162_771, 'test': 182_638}
 
 
 def test_what_is_missing_is_counted(tmp_path, label_folder):

@@ -82,6 +82,9 @@ def test_plain_files_are_stored_byte_for_byte_and_others_upright_as_png(tmp_path
     assert np.abs(difference).max() <= (4 if name == 'a.jpg' else 0), name
   assert decoded['c.jpg']['image'].shape == (16, 20, 3)
   assert 'label' not in decoded['a.jpg']
+  assert not tfds.builder_from_directory(tmp_path / 'prepared/face_folder/mine/1.0.0').info.metadata[
+    'label_order_doubtful'
+  ]
 
 
 def test_what_cannot_be_used_is_skipped_and_counted(tmp_path):
@@ -253,6 +256,14 @@ def test_label_maps_inside_the_source_are_no_pictures(tmp_path):
   assert list(records(builder)['train']) == ['a.png']
 
 
+def test_label_maps_in_a_folder_above_the_source(tmp_path):
+  write_set(tmp_path, ['a.jpg', 'b.png'])
+  pictures.write_picture(tmp_path / 'a.png', label_map())
+  builder = build(tmp_path, labels=tmp_path)
+  assert list(records(builder)['train']) == ['a.jpg']
+  assert builder.info.metadata['skipped'] == {'no label map': ['b.png']}
+
+
 def test_label_maps_beside_the_pictures(tmp_path):
   folder = tmp_path / 'images'
   write_set(tmp_path, ['a.jpg', 'b.png', 'c/a.jpg', 'd.jpg'])
@@ -319,3 +330,8 @@ def test_wrong_options(tmp_path):
   ]:
     with pytest.raises(UserError, match=why):
       face_folder.make_config(**options)
+
+
+def test_the_short_side_of_what_shrinks_is_rounded():
+  # 5.85 pixels; cut off, the picture would be squeezed.
+  assert base.shrink(np.zeros((20, 13, 3), np.uint8), 9).shape == (9, 6, 3)

@@ -1,5 +1,6 @@
 """The embedded dataset: faces are pure functions of (seed, index), label maps are exact, makeup changes makeup only."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -13,10 +14,14 @@ import pytest
 
 from jaxface import labels
 from jaxface.errors import UserError
+from jaxface_data.synthetic_faces import render as render_module
 from jaxface_data.synthetic_faces import synthetic_faces_dataset_builder as builder_module
 from jaxface_data.synthetic_faces.alignment import EYE_DISTANCE, EYE_ERROR, EYE_LEVEL
+from jaxface_data.synthetic_faces.canvas import Canvas
+from jaxface_data.synthetic_faces.ink import Ink
 from jaxface_data.synthetic_faces.references import reference_index
 from jaxface_data.synthetic_faces.render import render, render_pair
+from jaxface_data.synthetic_faces.scene import draw_scene
 from jaxface_data.synthetic_faces.synthetic_faces_dataset_builder import Builder, make_config, split_indices
 
 COUNT = 160
@@ -75,6 +80,22 @@ def test_every_class_occurs_about_as_often_as_in_celeba(faces):
   assert min(present['l_ear'], present['r_ear']) > 0.25
 
 
+def test_a_pixel_has_the_label_of_what_lies_at_its_middle():
+  square = np.array([(2.3, 2.3), (5.3, 2.3), (5.3, 5.3), (2.3, 5.3)], np.float32) / 8
+  expected = np.zeros((8, 8), np.uint8)
+  expected[2:5, 2:5] = 7
+  for halvings in (1, 2):
+    canvas = Canvas(8)
+    ink = Ink(canvas, square, halvings=halvings)
+    ink.fill([ink.points(square)], np.ones(3, np.float32), labels=[7])
+    ink.apply()
+    np.testing.assert_array_equal(canvas.label, expected)
+  canvas = Canvas(8)
+  cover = canvas.cover(square)
+  canvas.paint(cover, np.full((*cover.cover.shape, 3), 255, np.uint8), 7)
+  np.testing.assert_array_equal(canvas.label[3:5, 2:5], 7)
+
+
 def test_face_fills_the_picture_as_in_aligned_crops(faces):
   face_share = np.array(
     [np.isin(face.label, [labels.index(n) for n in ('skin', 'nose', 'l_lip', 'hair')]).mean() for face in faces]
@@ -89,6 +110,24 @@ def test_left_is_the_subjects_own(faces):
       left, right = (np.nonzero(face.label == labels.index(f'{side}_{part}'))[1] for side in 'lr')
       if len(left) and len(right):
         assert left.mean() > right.mean(), part
+
+
+def test_eyes_and_brows_are_seen_through_clear_lenses_and_not_through_dark_ones(faces, monkeypatch):
+  scene = lambda index: draw_scene(np.random.default_rng([0, index]))
+  worn = [index for index in range(COUNT) if scene(index).wear.glasses and abs(scene(index).pose.yaw) < 0.3]
+  bare = lambda rng: dataclasses.replace(drawn := draw_scene(rng), wear=dataclasses.replace(drawn.wear, glasses=''))
+  monkeypatch.setattr(render_module, 'draw_scene', bare)
+  seen = {}
+  for index in worn:
+    without = render(0, index, size=SIZE).label
+    for part in ('eye', 'brow'):
+      there = np.isin(without, [labels.index(f'{side}_{part}') for side in 'lr'])
+      kept = (faces[index].label == without)[there].mean()
+      seen.setdefault((part, scene(index).wear.lens_opacity > 0.5), []).append(kept)
+  assert len(seen) == 4
+  assert min(seen['eye', False]) > 0.9
+  assert max(seen['eye', True]) < 0.1
+  assert min(seen['brow', False]) > 0.6
 
 
 def test_parts_lie_where_a_face_has_them(faces):
@@ -188,6 +227,21 @@ def test_references_are_nobody_of_the_dataset_and_show_their_makeup():
   for index in indices:
     label = render(0, index, size=48).label
     assert np.isin(label, eyes).any(), index
+
+
+def test_a_reference_is_bare_turned_to_the_camera_and_of_the_faces_tone():
+  for index in range(60):
+    face, reference = (draw_scene(np.random.default_rng([0, i])) for i in (index, reference_index(0, index)))
+    assert np.abs(np.sqrt(face.skin.color) - np.sqrt(reference.skin.color)).max() < 0.1
+    assert not reference.skin.beard
+    assert not reference.skin.stubble
+    assert abs(reference.pose.yaw) < 0.4
+
+
+def test_of_ten_faces_the_ninth_is_for_validation_and_the_tenth_for_test():
+  assert split_indices(21) == {
+    'train': [*range(8), *range(10, 18), 20], 'validation': [8, 18], 'test': [9, 19],
+  }  # fmt: skip
 
 
 def test_makeup_looks_alike_on_a_face_and_on_its_reference():
