@@ -20,6 +20,13 @@ def test_makeup_transfer_has_fourteen_classes_and_the_others_all():
   assert labels.FULL_ORDERS == ('celebamask_hq', 'bisenet')
 
 
+def test_makeup_transfer_has_the_places_that_psgan_gives_bisenets_classes():
+  # What Makeup Transfer does not tell apart becomes background there.
+  table = [0, 1, 2, 3, 4, 5, 0, 11, 12, 0, 6, 8, 7, 9, 13, 0, 0, 10, 0]
+  placed = {i: name for i, name in zip(table, labels.BISENET_CLASSES, strict=True) if i}
+  assert placed == dict(enumerate(labels.MAKEUP_TRANSFER_CLASSES[1:], 1))
+
+
 def test_mirror_swaps_sides_and_nothing_else():
   moved = {(labels.CLASSES[i], labels.CLASSES[m]) for i, m in enumerate(labels.MIRROR) if i != m}
   sides = {('l_eye', 'r_eye'), ('l_brow', 'r_brow'), ('l_ear', 'r_ear')}

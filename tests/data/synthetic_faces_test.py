@@ -275,6 +275,13 @@ def test_anybody_can_wear_the_parameters_of_a_makeup(faces):
   assert np.abs(others.image.astype(int) - own.image).max() > 20
 
 
+def test_every_parameter_of_a_makeup_is_seen(faces):
+  for name in faces[8].makeup:
+    little, much = (render(0, 8, size=SIZE, makeup=faces[8].makeup | {name: value}) for value in (0.1, 0.9))
+    assert not np.array_equal(little.image, much.image), name
+    np.testing.assert_array_equal(little.label, much.label, err_msg=name)
+
+
 def test_impossible_makeup_is_refused(faces):
   makeup = faces[0].makeup
   with pytest.raises(UserError, match='lip_opacity=1.5'):
