@@ -244,6 +244,14 @@ def default_workers() -> int:
   return 0 if cores <= 4 else min(16, cores // 2)
 
 
+def _check_enough(dataset: Dataset, batch_size: int) -> None:
+  if batch_size > len(dataset):
+    raise UserError(
+      f'batch_size={batch_size} is more than the {len(dataset)} examples of {dataset.name}; '
+      f'choose at most {len(dataset)}'
+    )
+
+
 class TrainBatches:
   """The endless stream of this process's training batches, from batch `next_batch` on.
 
@@ -254,11 +262,7 @@ class TrainBatches:
   def __init__(
     self, dataset: Dataset, *, batch_size: int, seed: int, next_batch: int, process: tuple[int, int], workers: int
   ):
-    if batch_size > len(dataset):
-      raise UserError(
-        f'batch_size={batch_size} is more than the {len(dataset)} examples of {dataset.name}; '
-        f'choose at most {len(dataset)}'
-      )
+    _check_enough(dataset, batch_size)
     if workers < 0:
       workers = default_workers()
     rows = _rows_of_process(batch_size, process)
@@ -287,6 +291,7 @@ class ResidentBatches:
   """
 
   def __init__(self, dataset: Dataset, *, batch_size: int, seed: int, next_batch: int, process: tuple[int, int]):
+    _check_enough(dataset, batch_size)
     self._next_batch = next_batch
     self._rows = _rows_of_process(batch_size, process)
 

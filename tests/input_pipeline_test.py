@@ -265,6 +265,8 @@ def test_wrong_names_say_what_there_is(data_dir):
 def test_too_large_a_batch_says_the_largest(dataset):
   with pytest.raises(UserError, match='batch_size=64 is more than the 48 examples.*at most 48'):
     _stream(dataset, batch_size=64)
+  with pytest.raises(UserError, match='batch_size=64 is more than the 48 examples.*at most 48'):
+    ResidentBatches(dataset, batch_size=64, seed=0, next_batch=0, process=(0, 1))
   assert len(next(_stream(dataset, batch_size=48))['image']) == 48
 
 
