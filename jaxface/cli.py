@@ -159,6 +159,8 @@ def _benchmark(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> None:
   from jaxface.convert import command
 
+  if args.system not in command.WORKDIRS and (args.config or args.overrides):
+    raise UserError(f'{args.system} becomes no run that a configuration would be of; leave out --config')
   experiment = args.config or command.default_experiment(args.system)
   command.convert(
     args.system,

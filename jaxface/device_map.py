@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxface.parallel import BATCH_AXES, make_mesh
 
 # Batches on the devices at a time: one that is worked on, and one that waits.
 _IN_FLIGHT = 2
+# Shapes whose programs are kept: of folders of photos each may have its own, and each takes megabytes.
+_SHAPES = 16
 
 
 def map_batches(
@@ -34,7 +37,7 @@ def map_batches(
   """
   run, whole, rows = _compiled(function)
   variables = jax.device_put(variables, whole)
-  filled, pending = set(), collections.deque()
+  filled, kept, pending, told = set(), set(), collections.deque(), False
 
   def finish():
     result, count = pending.popleft()
@@ -42,6 +45,10 @@ def map_batches(
 
   for items in batches:
     count, shapes = len(items), tuple(array.shape for array in items[0])
+    if len(kept) == _SHAPES and shapes not in kept:
+      _forget_programs(run, told)
+      kept, told = set(), True
+    kept.add(shapes)
     if count == batch_size:
       filled.add(shapes)
     wanted = batch_size if shapes in filled else count
@@ -56,6 +63,15 @@ def map_batches(
     yield finish()
 
 
+def _forget_programs(run: Callable, told: bool) -> None:
+  for program in (run, _to_floats):
+    program.clear_cache()
+  if not told:
+    logging.getLogger(__name__).warning(
+      'pictures of more than %d sizes: compiling for each takes longer than the work; resize them to one', _SHAPES
+    )
+
+
 @jax.jit
 def _to_floats(values: jax.Array) -> jax.Array:
   # A program of its own: fused with a difference, the division would be rounded on one side only, and equal pictures
@@ -63,7 +79,8 @@ def _to_floats(values: jax.Array) -> jax.Array:
   return values / 255.0
 
 
-@functools.cache
+# Few: each keeps what the function holds alive.
+@functools.lru_cache(maxsize=8)
 def _compiled(function: Callable) -> tuple[Callable, NamedSharding, NamedSharding]:
   """The function of variables and a list of arrays over all devices, and the shardings of the two."""
   mesh = make_mesh(devices=jax.local_devices())

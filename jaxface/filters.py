@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_floats
 
 
 def gaussian(size: int, sigma: float) -> np.ndarray:
@@ -81,8 +81,7 @@ def picture_pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
   if a.shape != b.shape or a.ndim < 3:
     raise UserError(f'cannot compare shapes {a.shape} and {b.shape}; give two pictures [..., H, W, C] of one shape')
   for x in (a, b):
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-      raise UserError(f'cannot compare {x.dtype} pictures; give floats, for instance uint8 divided by 255')
+    check_floats(x, 'a comparison')
   return a.astype(jnp.float32), b.astype(jnp.float32)
 
 

@@ -274,7 +274,8 @@ class TrainBatches:
     if dataset.companion is not None:
       pairs = [pictures, examples(dataset.companion, dataset.companion.seed(seed))]
       pictures = grain.experimental.ZipMapDataset(pairs).map(lambda pair: pair[0] | pair[1])
-    batches = pictures.batch(len(rows))[next_batch:]
+    # The stream has no end; without `drop_remainder` Grain counts batches of one in float64, beyond all integers.
+    batches = pictures.batch(len(rows), drop_remainder=True)[next_batch:]
     self._iterator = _prefetched(_with_rows(batches, rows), workers)
 
   def __iter__(self) -> 'TrainBatches':

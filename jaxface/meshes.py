@@ -29,6 +29,13 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
   fast. Within a TPU slice they are neighbours in the torus.
   """
   devices = list(devices if devices is not None else jax.devices())
+  slices = check_fsdp(fsdp, devices)
+  # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
+  return Mesh(_arranged(devices, slices, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_fsdp(fsdp: int, devices: Sequence[jax.Device]) -> int:
+  """How many slices the devices are of; UserError where `fsdp` of them cannot share a copy within each."""
   # A device of the only slice, or of a CPU, may not know its number.
   slices = collections.Counter(getattr(device, 'slice_index', None) for device in devices)
   if len(set(slices.values())) > 1:
@@ -41,8 +48,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     legal = [n for n in range(1, per_slice + 1) if per_slice % n == 0]
     where = f' of each of the {len(slices)} slices or nodes' if len(slices) > 1 else ''
     raise UserError(f'parallel.fsdp={fsdp} does not divide the {per_slice} devices{where}; choose from {legal}')
-  # Auto: the compiler places intermediate values; Explicit axes would need an `out_sharding` at every convolution.
-  return Mesh(_arranged(devices, len(slices), fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+  return len(slices)
 
 
 def on_host(tree: PyTree) -> PyTree:

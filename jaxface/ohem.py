@@ -54,8 +54,8 @@ def _weights(loss: jax.Array, hard_loss: jax.Array, least: int, axis_name: str |
   limit = _kth_largest(loss, least, count)
   above, equal = loss > limit, loss == limit
   left = (least - count(above)) / count(equal)
-  top = (above + equal * left) / least
-  return jnp.where(hard_count > least, hard / jnp.maximum(hard_count, 1), top)
+  top = jnp.where(above, 1.0, jnp.where(equal, left, 0.0)) / least
+  return jnp.where(hard_count > least, jnp.where(hard, 1 / jnp.maximum(hard_count, 1), 0.0), top)
 
 
 def _kth_largest(values: jax.Array, k: int, count) -> jax.Array:

@@ -141,6 +141,9 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
   """
   if config.name not in OPTIMIZERS:
     raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
+  for name in ('clip_each', 'clip_global', 'weight_decay', 'l2'):
+    if config.get(name, 0) < 0:
+      raise UserError(f'optimizer.{name}={config[name]}; give at least 0')
   schedule = learning_rate_schedule(
     config.learning_rate,
     total_steps=total_steps,

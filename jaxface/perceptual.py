@@ -6,6 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ class Perceptual:
     """
     self.check_count(dataset)
     variables = {name: jax.device_put(network.variables, engine.whole) for name, network in self._networks.items()}
-    step = jax.jit(functools.partial(self._step, engine), out_shardings=engine.whole)
+    step = _compiled(self._step, engine)
     before: _Weighted | None = None
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
@@ -209,13 +210,24 @@ def _compared(engine: JitEngine, state: TrainState, batch: Batch) -> Compared:
 
 def _seconds(engine: JitEngine, state: TrainState, batch: Batch) -> dict[str, float]:
   """'protocol/seconds' that a made picture takes in a batch like this one, in which all protocols are made together."""
-  make = jax.jit(lambda state, batch: _compared(engine, state, batch).sets, out_shardings=engine.whole)
+  make = _compiled(_sets, engine)
   given = engine.put(batch)
   made = {name: len(pictures) for name, pictures in jax.eval_shape(make, state, given).items()}
   # By their own clocks several processes would make different numbers of calls, and wait for each other: the least.
   seconds = 1.0 if jax.process_count() == 1 else 0.0
   each = time_repeatedly(lambda: make(state, given), seconds=seconds)[0] / max(sum(made.values()), 1)
   return {f'{name}/seconds': each for name in made}
+
+
+def _sets(engine: JitEngine, state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+  return _compared(engine, state, batch).sets
+
+
+# One run's two programs, which every further draw of references runs again.
+@functools.lru_cache(maxsize=2)
+def _compiled(function: Callable[..., Any], engine: JitEngine) -> Callable[..., Any]:
+  """`function` of the engine and of what the devices hold, for whole results on all of them."""
+  return jax.jit(functools.partial(function, engine), out_shardings=engine.whole)
 
 
 def _over(pictures: Mapping[str, tuple[jax.Array, ...]], measure: Apply) -> dict[str, jax.Array]:

@@ -42,7 +42,13 @@ def start_processes(coordinator: str | None, num_processes: int | None, process_
       f'--coordinator {coordinator} needs --num-processes N and --process-id I with 0 <= I < N; '
       f'got N={num_processes}, I={process_id}'
     )
-  jax.distributed.initialize(coordinator, num_processes, process_id)
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise UserError(f'--coordinator {coordinator}: give HOST:PORT of process 0, such as 10.0.0.1:8482, or auto')
+  try:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(f'--coordinator {coordinator}: {str(error).splitlines()[0]}') from error
 
 
 def leave(status: int) -> int:

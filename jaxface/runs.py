@@ -59,4 +59,6 @@ def load_run(workdir: Path, checkpoint: str = 'best') -> Run:
   config.parallel = ConfigDict({'mode': 'jit', 'fsdp': 1})
   engine = engine_for(config, training=False)
   saved, step = restore_for_evaluation(workdir, engine.abstract_saved, checkpoint)
-  return Run(Path(workdir).name, config, engine, engine.from_saved(saved), step)
+  # The folder one is in, or above it, has a name, too.
+  name = Path(workdir).name.strip('.') or Path(workdir).resolve().name
+  return Run(name, config, engine, engine.from_saved(saved), step)

@@ -201,7 +201,12 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
                        help=f'order of classes, one for both or two: {", ".join(labels.ORDERS)}; default '
                        'celebamask_hq')  # fmt: skip
   command.add_argument('--unite-sides', action='store_true', help='left and right eyes, brows and ears as one class')
-  command.add_argument('--resize', type=int, metavar='N', help='resize all pictures to NxN first')
+  command.add_argument(
+    '--resize',
+    type=int,
+    metavar='N',
+    help='resize all pictures to NxN first; pictures of many sizes take long to compile for',
+  )
   command.add_argument('--ssim-window', type=int, default=11, metavar='N', help='of ssim and ms_ssim, default 11')
   command.add_argument('--allow-few', action='store_true', help='FID of few pictures, knowing that it means little')
   command.add_argument('--batch-size', type=int, default=64, help='default %(default)s')

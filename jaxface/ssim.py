@@ -51,8 +51,9 @@ def ssim(
 
   `return_map` gives every position's value instead, [..., H', W', C] with H', W' = H, W - filter_size + 1.
 
-  `fused` computes value and gradient by one kernel on TPU, see `jaxface.ssim_kernel`; elsewhere it changes nothing. A
-  program for several devices is to be traced in the context of their mesh, with pictures spread over all of it.
+  `fused` computes value and gradient by one kernel on TPU, see `jaxface.ssim_kernel`; elsewhere the result is the same.
+  It is differentiable once, and not to be used within a `shard_map` of one's own; a program for several devices is to
+  be traced in the context of their mesh, with pictures spread over all of it.
 
   UserError for shapes or types that do not fit, pictures smaller than the window, or two of mask, return_map and fused.
   """

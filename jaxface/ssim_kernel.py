@@ -58,7 +58,8 @@ def _forward(similarity, a, b):
 def _backward(similarity, saved, gradient_K):
   del similarity
   slopes, shape = saved
-  return tuple(jnp.zeros(shape) if slope is None else slope * gradient_K[:, None, None] for slope in slopes)
+  zero = jnp.zeros(shape, jnp.float32)
+  return tuple(zero if slope is None else slope * gradient_K[:, None, None] for slope in slopes)
 
 
 mean_ssim.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -93,7 +94,7 @@ def _kernel(rows, columns, rows_T, columns_T, a, b, value, *slope, k1, k2):
 
   if slope:
     mean_111, pull_back = jax.vjp(mean, a[...])
-    (slope[0][...],) = pull_back(jnp.ones((1, 1, 1)))
+    (slope[0][...],) = pull_back(jnp.ones((1, 1, 1), jnp.float32))
   else:
     mean_111 = mean(a[...])
   value[...] = jnp.broadcast_to(mean_111, value.shape)

@@ -136,7 +136,7 @@ def texture(image: jax.Array, label: jax.Array, recipe: TextureRecipe) -> jax.Ar
   """
   levels = bicubic_levels(_rounded(image[..., -1:].astype(jnp.float32)), label.shape[1:3])
   face = _one_of(label, REPAINTED)
-  blue = levels * face[..., None]
+  blue = jnp.where(face[..., None], levels, 0)
 
   # As planes [h, B, w], for the filters.
   planes = filters.to_planes(blue)
@@ -146,7 +146,7 @@ def texture(image: jax.Array, label: jax.Array, recipe: TextureRecipe) -> jax.Ar
   window = filters.gaussian(recipe.kernel_size, recipe.sigma)
   contrast = jnp.maximum(planes - _rounded(_filtered(planes, window)), 0)
   if any(recipe.erosion):
-    contrast *= _eroded(face | holes, recipe.erosion)
+    contrast = jnp.where(_eroded(face | holes, recipe.erosion), contrast, 0)
   contrast = jnp.minimum(contrast * jnp.where(features, recipe.gain_features, recipe.gain_skin), 255)
   if recipe.smooth:
     contrast = _rounded(_filtered(contrast, np.ones(3, np.float32)) / 9)

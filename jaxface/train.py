@@ -162,7 +162,9 @@ class _Loop:
       )
     if metrics is not None:
       self.log.scalars(step, {f'validation/{name}': value for name, value in metrics.items()})
-      score = metrics[config.best_metric] * _BEST_IS[config.best_is] if config.best_metric else None
+      # A class, say, may be in no picture that was looked at; and nothing is better or worse than NaN.
+      found = metrics.get(config.best_metric, math.nan)
+      score = found * _BEST_IS[config.best_is] if math.isfinite(found) else None
     stop = self.stop.agreed()
     # Before it is drawn, which may take longer than a scheduler waits.
     if due.save or stop:
@@ -256,7 +258,7 @@ def _check_numbers(config: ConfigDict, engine: Engine) -> None:
   for key in ('total_steps', 'steps_per_dispatch', 'accumulate_steps', 'log_steps', 'batch_size'):
     if config[key] < 1:
       raise UserError(f'{key}={config[key]} is too small; give at least 1')
-  for key in ('seed', 'eval_batches'):
+  for key in ('seed', 'eval_batches', 'keep_best'):
     if config[key] < 0:
       raise UserError(f'{key}={config[key]} is negative; give 0 or more')
   if not 0 <= config.get('ema_decay', 0.0) < 1:

@@ -71,8 +71,8 @@ def test_unknown_choices_say_what_there_is(key, value):
     make_optimizer(_config(**{key: value}), total_steps=1)
 
 
-@pytest.mark.parametrize('key', ['learning_rate', 'warmup_steps'])
-def test_negative_rates_and_warm_ups_are_refused(key):
+@pytest.mark.parametrize('key', ['learning_rate', 'warmup_steps', 'clip_each', 'clip_global', 'weight_decay', 'l2'])
+def test_negative_numbers_are_refused(key):
   with pytest.raises(UserError, match=f'optimizer.{key}=-1'):
     make_optimizer(_config(**{key: -1}), total_steps=1)
 

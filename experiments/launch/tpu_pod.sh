@@ -6,6 +6,7 @@
 #
 # Several slices are made by one request, and named by it: QUEUED=my-request instead of TPU=my-v5e-16, after
 #   gcloud compute tpus queued-resources create my-request --node-count=2 --node-prefix=my-slice --accelerator-type=...
+# of at most 64 machines in all, as many as gcloud starts a command on at once.
 # Nothing else changes: batches are cut over all slices, and those devices that share parameters
 # (`--config.parallel.fsdp`) lie in one slice.
 #

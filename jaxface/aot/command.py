@@ -43,21 +43,29 @@ def _run(args: argparse.Namespace, load_config: Callable[..., 'ConfigDict']) -> 
 
   without_devices()
   config = load_config(args.config, args.overrides)
-  topologies = [get_topology(name, args.slices) for name in [args.topology, *(args.sweep or '').split(',')] if name]
+  topologies = [
+    get_topology(name, args.slices) for name in [args.topology, *filter(None, (args.sweep or '').split(','))]
+  ]
   if args.mesh:
     config.parallel.fsdp = fsdp_of(args.mesh, len(topologies[0].devices))
 
   if args.out is not None:
     check_writable(args.out)
   if args.hlo is not None:
+    if args.hlo == args.out:
+      raise UserError(f'--hlo {args.hlo} is a folder and --out a file; give two names')
     check_writable(_program_file(args.hlo, topologies[0].name), '--hlo')
 
   from jaxface.aot.advice import advice
   from jaxface.aot.step import compile_step
+  from jaxface.meshes import check_fsdp
 
+  # All that can be wrong of any of them is found before the first is compiled.
   rows, found = config.batch_size / topologies[0].chips, []
+  batches = [_whole(rows * topology.chips, topology.name) for topology in topologies]
   for topology in topologies:
-    config.batch_size = _whole(rows * topology.chips, topology.name)
+    check_fsdp(config.parallel.fsdp, topology.devices)
+  for topology, config.batch_size in zip(topologies, batches, strict=True):
     print(f'compiling for {topology.name} ...', flush=True)
     compiled = compile_step(config, topology, step=args.step, quick=args.quick)
     if args.hlo is not None and compiled.fits:

@@ -14,7 +14,7 @@ from jaxface.aot import cycles, gpu, gpu_program, hlo, tpu_program
 from jaxface.aot.roofline import Roofline, roofline
 from jaxface.aot.topology import Topology
 from jaxface.batch_shapes import batch_shapes
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.parallel import JitEngine, check_batch_size, make_mesh
 from jaxface.speed import for_speed
 from jaxface.state import PyTree, for_evaluation
@@ -98,6 +98,7 @@ def compile_step(config: ConfigDict, topology: Topology, *, step: str = 'train',
     raise UserError(f'unknown step {step!r}; choose from {", ".join(STEPS)}')
   if config.parallel.mode != 'jit':
     raise UserError(f'parallel.mode={config.parallel.mode} compiles on the devices themselves; choose jit')
+  check_at_least(1, config, 'batch_size', 'accumulate_steps')
   config = for_speed(config)
   mesh = make_mesh(config.parallel.fsdp, topology.devices)
   engine = JitEngine(make_task(config, training=step == 'train'), seed=config.seed, mesh=mesh)

@@ -22,7 +22,7 @@ from jaxface.benchmark.diffusion import Subject, denoise_rows, draw_rows
 from jaxface.benchmark.meter import Meter, Row
 from jaxface.benchmark.operations import conv_row, ssim_row
 from jaxface.benchmark.training import evaluate_row, loader_row, make_engine, train_row
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.folders import check_writable
 from jaxface.input_pipeline import Dataset
 from jaxface.runs import open_split
@@ -236,6 +236,7 @@ def benchmark(
     slow_down: share of its earlier rate that a row may have lost.
   """
   check_slow_down(slow_down)
+  check_at_least(1, config, 'batch_size', 'steps_per_dispatch', 'accumulate_steps')
   if not seconds > 0:
     raise UserError(f'--seconds {seconds:g}: give more than 0')
   if out is not None:

@@ -319,6 +319,8 @@ def convert(
     more: further files, for systems whose weights come in parts.
   """
   if system in weights.FILES:
+    if workdir is not None or key is not None or image_size is not None:
+      raise UserError(f'{system} is taken as its files are; leave out --workdir, --key and --image-size')
     print(json.dumps(weights.register(system, [file, *more]), indent=2))
     return
   if system not in WORKDIRS:

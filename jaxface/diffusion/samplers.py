@@ -180,7 +180,7 @@ def draw_noise(keys_B: jax.Array, shape: tuple[int, ...], draw: jax.Array | int 
 
   So a row stays what it is in any batch, at any place in it, and on any number of devices.
   """
-  return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, draw), shape))(keys_B)
+  return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, draw), shape, jnp.float32))(keys_B)
 
 
 def sample(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface.conv import convolve, convolve_transpose
-from jaxface.errors import UserError, check_at_least
+from jaxface.errors import UserError, check_at_least, check_floats
 from jaxface.layers import Dtype, spread
 from jaxface.models.unet_layers import GroupNorm, torch_bias_init, torch_init
 from jaxface.spectral_norm import largest_singular_value, power_iteration
@@ -134,6 +134,8 @@ class BeautyGenerator(nn.Module):
         f'source {shape} and reference {reference.shape} given to a generator for two pictures [B, H, W, 3] of one '
         f'shape, H and W multiples of 4'
       )
+    check_floats(source, 'a generator')
+    check_floats(reference, 'a generator')
     branches = [
       Branch(self.dim, self.dtype, name=name)(image) for name, image in (('source', source), ('reference', reference))
     ]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface import labels, resize
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_floats
 from jaxface.layers import Dtype, spread
 from jaxface.models.resnet import Conv, ConvNorm, ResNet18
 
@@ -186,6 +186,7 @@ class BiSeNet(nn.Module):
     """
     if image.ndim != 4 or image.shape[-1] != 3 or min(image.shape[1:3]) < 32:
       raise UserError(f'pictures of shape {image.shape} given to a parser for [B, H, W, 3], H and W at least 32')
+    check_floats(image, 'a parser')
     size = image.shape[1:3]
     options = {'dtype': self.dtype, 'axis_name': self.axis_name}
     context = ContextPath(self.resnet_widths, self.context_width, **options, name='context')

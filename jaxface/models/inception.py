@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface import resize
+from jaxface.errors import check_floats
 from jaxface.max_pool import max_pool3x3
 
 SIDE = 299
@@ -30,6 +31,7 @@ class InceptionFeatures(nn.Module):
 
     Pictures become 299x299 as in the port: bilinear, edges aligned, without antialiasing also where they shrink.
     """
+    check_floats(image_BHWC, 'Inception')
     x = 2 * resize.bilinear(image_BHWC.astype(jnp.float32), (SIDE, SIDE), align_corners=False) - 1
     x = self._conv('Conv2d_1a_3x3', 32, 3, x, stride=2, padding='VALID')
     x = self._conv('Conv2d_2a_3x3', 32, 3, x, padding='VALID')

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxface.conv import convolve
-from jaxface.errors import UserError, check_at_least
+from jaxface.errors import UserError, check_at_least, check_floats
 from jaxface.layers import Dtype, spread
 from jaxface.models.group_norm import group_norm
 
@@ -333,6 +333,7 @@ class IPMNet(nn.Module):
     return self.decode(self.encode_content(content_input), style, content_input)
 
   def _check(self, image: jax.Array, multiple: int) -> None:
+    check_floats(image, 'IPM-Net')
     smallest = max(2**_STYLE_DOWNSAMPLES, 2 * multiple)
     if image.ndim != 4 or image.shape[-1] != 3 or min(image.shape[1:3]) < smallest:
       raise UserError(f'pictures of shape {image.shape} given to IPM-Net; it takes [B, H, W, 3] from {smallest} pixels')

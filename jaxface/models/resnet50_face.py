@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_floats
 from jaxface.layers import Dtype
 from jaxface.max_pool import hanging_over, max_pool3x3
 from jaxface.models.resnet import convolve, he_fan_out
@@ -34,6 +34,7 @@ def preprocess(image: jax.Array, means: str = 'imagenet') -> jax.Array:
   """RGB [B, H, W, 3] in [-1, 1] -> BGR in 0..255 less the channel means of `MEANS[means]`, float32."""
   if means not in MEANS:
     raise UserError(f'unknown means {means!r}; choose from {", ".join(MEANS)}')
+  check_floats(image, 'the network of faces')
   bgr = (image.astype(jnp.float32)[..., ::-1] + 1) * 127.5
   return bgr - jnp.array(MEANS[means], jnp.float32)[None, None, None]
 

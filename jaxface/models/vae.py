@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxface.errors import UserError, check_at_least
+from jaxface.errors import UserError, check_at_least, check_floats
 from jaxface.layers import BatchNormElu, Conv3x3, ConvTranspose3x3, Dtype
 from jaxface.max_pool import max_pool2x2
 
@@ -207,6 +207,7 @@ class FaceMaskVAE(nn.Module):
     expected = (self.image_size, self.image_size, 3)
     if image.shape[1:] != expected:
       raise UserError(f'pictures of shape {image.shape} given to a network for [B, {", ".join(map(str, expected))}]')
+    check_floats(image, 'a face-mask VAE')
     return self.encoder(image, train)
 
   def decode(self, z: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array | None]:

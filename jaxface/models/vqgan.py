@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface import resize
-from jaxface.errors import UserError, check_at_least
+from jaxface.errors import UserError, check_at_least, check_floats
 from jaxface.layers import Dtype
 from jaxface.models.attention import attend
 from jaxface.models.unet_layers import GROUPS, Conv, GroupNorm, uniform_within
@@ -244,6 +244,7 @@ class VQGAN(nn.Module):
       raise UserError(
         f'pictures of shape {image.shape} given to an autoencoder for [B, H, W, 3], H and W multiples of {self.factor}'
       )
+    check_floats(image, 'an autoencoder')
     return self.to_latent(self.encoder(image)).astype(jnp.float32)
 
   def quantise(self, latent: jax.Array) -> Quantised:

@@ -182,7 +182,7 @@ class DiffusionTask(abc.ABC):
     t_key, noise_key, drop_key = jax.random.split(key, 3)
     return {
       't': jax.random.randint(t_key, (), 0, len(self.schedule)),
-      'noise': jax.random.normal(noise_key, self.x_shape),
+      'noise': jax.random.normal(noise_key, self.x_shape, jnp.float32),
       'drop': jax.random.bernoulli(drop_key, self.drop_rate),
     }
 

@@ -169,7 +169,7 @@ class IpmNetTask(MakeupTask):
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
       a, b, weights = jax.random.split(key, 3)
       low, high = self.texture_range
-      normal = lambda k: jax.random.normal(k, (self.generator.style_dim,))
+      normal = lambda k: jax.random.normal(k, (self.generator.style_dim,), jnp.float32)
       return normal(a), normal(b), jax.random.uniform(weights, (4,), minval=low, maxval=high)
 
     style_a, style_b, weights = jax.vmap(one)(keys)

@@ -247,12 +247,17 @@ class ParsingTask:
 
 def make_parsing(config: ConfigDict, axis_name: str | None = None, *, training: bool = True) -> ParsingTask:
   """Builds the task that `config` describes; `axis_name` is the `pmap` axis, None under `jit`."""
-  del training  # Its losses need no network but its own.
   model = config.model
   if model.label_order not in labels.FULL_ORDERS:
     raise UserError(f'unknown model.label_order {model.label_order!r}; choose from {", ".join(labels.FULL_ORDERS)}')
   if model.image_size < 32:
     raise UserError(f'model.image_size={model.image_size} is too small for the parser; give at least 32')
+  if training and config.batch_size < 2 * config.accumulate_steps:
+    pieces = f' in {config.accumulate_steps} pieces' if config.accumulate_steps > 1 else ''
+    raise UserError(
+      f'batch_size={config.batch_size}{pieces}: a parser learns nothing about its gates from single pictures; '
+      f'give at least {2 * config.accumulate_steps}'
+    )
   channels = widths(model.width_multiplier)._asdict()
   # A converted checkpoint says its own widths.
   channels |= {name: model[name] for name in channels if model.get(name)}

@@ -151,7 +151,7 @@ class VaeTask:
 
   def draw_noise(self, key: jax.Array, batch: Batch) -> jax.Array:
     """Standard normal noise [B, D], a row's own whatever batch or device it is in."""
-    return jax.vmap(lambda k: jax.random.normal(k, (self.model.latent_dim,)))(row_keys(key, batch))
+    return jax.vmap(lambda k: jax.random.normal(k, (self.model.latent_dim,), jnp.float32))(row_keys(key, batch))
 
   def predict(self, state: TrainState, image: jax.Array) -> Prediction:
     """Reconstructs `image` [B, S, S, 3] in [0, 1] with z at the posterior's mean and the predicted mask."""
