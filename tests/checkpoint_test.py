@@ -43,3 +43,22 @@ def test_what_is_asked_for_is_restored(workdir, which, step):
   np.testing.assert_array_equal(state.params['kernel'], step)
   light, _ = restore_for_evaluation(workdir, abstract, which)
   np.testing.assert_array_equal(light.params['kernel'], step + 0.5)
+
+
+def test_as_many_are_kept_as_asked_for_and_what_has_no_score_is_no_best(tmp_path):
+  with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
+    for step, score in ((1, 4.0), (2, 1.0), (3, None), (4, 2.0), (5, 3.0), (6, None), (7, 5.0)):
+      checkpoints.save(step, _state(step), step, 'data', score)
+      checkpoints.wait()
+    assert checkpoints.steps == [2, 4, 6, 7]
+    assert checkpoints.best_step == 2
+
+
+def test_where_nothing_was_validated_the_latest_is_the_best(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, _state(step), step, 'data')
+      checkpoints.wait()
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), _state(0))
+  assert restore_weights(tmp_path, abstract)[1] == 2

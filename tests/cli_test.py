@@ -1,5 +1,6 @@
 """The commands as a user types them: every use of the README in a smoke size, and one clear line for wrong input."""
 
+import errno
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from jaxface import train as train_module
 from jaxface import vae_pictures
 from jaxface.benchmark import training
 from jaxface.cli import main
@@ -205,6 +207,32 @@ def test_keras_weights_become_a_workdir(data_dir, photos, tmp_path, capsys):
   assert 'already holds checkpoints' in _fails(
     capsys, 'convert', 'vae', tmp_path / 'weights.h5', '--workdir', workdir, '--config', EXPERIMENT
   )
+
+
+@pytest.mark.parametrize(
+  ('stopped_by', 'status', 'told'),
+  [
+    (train_module.NonFiniteError('l1 became nan at step 3'), 1, 'jaxface: error: l1 became nan at step 3\n'),
+    (KeyboardInterrupt(), 130, 'jaxface: interrupted\n'),
+    (BrokenPipeError(), 128 + 13, ''),
+    (OSError(errno.ENOSPC, 'No space left on device', 'x'), 2, 'the disk is full (x); make room'),
+    (OSError(errno.EDQUOT, 'Disk quota exceeded', 'x'), 2, 'the disk is full (x); make room'),
+    (train_module.Outcome(3, False, {}), 75, ''),
+    (train_module.Outcome(4, True, {}), 0, ''),
+  ],
+)
+def test_how_a_run_ended_is_told_by_its_status(tmp_path, monkeypatch, capsys, stopped_by, status, told):
+  def train(config, workdir, *, quiet):
+    if isinstance(stopped_by, BaseException):
+      raise stopped_by
+    return stopped_by
+
+  monkeypatch.setattr(train_module, 'train', train)
+  words = ['train', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--workdir', str(tmp_path), '--stopped-status', '75']
+  assert main(words) == status
+  error = capsys.readouterr().err
+  assert told in error
+  assert bool(told) == bool(error)
 
 
 def test_wrong_configurations(data_dir, tmp_path, capsys):

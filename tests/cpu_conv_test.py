@@ -16,8 +16,10 @@ def _native(x, kernel, stride, pad):
   )
 
 
-# Size, stride, pad, channels in and out: shifts of x by 1 and by 2, shifts of y, an odd rest.
-@pytest.mark.parametrize('case', [(7, 1, 3, 2, 5), (7, 1, 3, 5, 2), (4, 1, 1, 6, 1), (4, 2, 1, 3, 4), (3, 2, 0, 2, 2)])
+# Size, stride, pad, channels in and out: shifts of x by 1 and by 2, of y, of x where y has fewer channels, an odd rest.
+@pytest.mark.parametrize(
+  'case', [(7, 1, 3, 2, 5), (7, 1, 3, 5, 2), (4, 1, 1, 6, 1), (4, 2, 1, 3, 4), (4, 2, 1, 4, 3), (3, 2, 0, 2, 2)]
+)
 @pytest.mark.parametrize('chunk', [0, 2**24])
 def test_convolution_and_its_gradients(case, chunk, monkeypatch):
   monkeypatch.setattr(cpu_conv, '_CHUNK_BYTES', chunk)

@@ -44,3 +44,9 @@ def test_losses_are_plotted(tmp_path):
   assert (tmp_path / 'losses.png').stat().st_size > 5000
   figures.plot_losses(tmp_path / 'none.png', [])
   assert not (tmp_path / 'none.png').exists()
+
+
+def test_a_sheet_has_no_more_rows_than_asked_for_and_none_that_a_column_lacks():
+  columns = {'a': np.zeros((5, 96, 96, 3)), 'b': np.zeros((4, 96, 96, 1))}
+  assert figures.titled_columns(columns, max_rows=2).shape[0] == 22 + 2 * 98 + 2
+  assert figures.titled_columns(columns).shape[0] == 22 + 4 * 98 + 2

@@ -390,3 +390,12 @@ def test_references_may_be_a_split_of_their_own(tmp_path):
   assert batch['reference_image'].shape == (4, 16, 16, 3)
   assert [(batch[field] == labels.index('nose')).any() for field in ('label', 'reference_label')] == [True, False]
   assert [b['weight'].sum() for b in eval_batches(opened['test'], batch_size=4)] == [2]
+
+
+@pytest.mark.parametrize('position', [0, 50])
+def test_batches_of_one_picture_go_on_for_ever(dataset, position):
+  one, several = (_stream(dataset, next_batch=position, batch_size=size) for size in (1, 8))
+  (batch,) = _take(one, 1)
+  assert batch['image'].shape == (1, 16, 16, 3)
+  if not position:
+    np.testing.assert_array_equal(batch['image'], next(several)['image'][:1])

@@ -180,6 +180,19 @@ def test_batches_are_put_on_the_devices(mode):
     assert all(isinstance(values, jax.Array) and len(values.sharding.device_set) == 8 for values in batch.values())
 
 
+def test_those_who_share_parameters_do_not_share_rows():
+  mesh = make_mesh(4, jax.devices())
+  engine = JitEngine(tiny_vae(_config()), seed=0, mesh=mesh)
+  batch, stacked = engine.put(_batch(0)), engine.put_stacked([_batch(0), _batch(1)])
+  for name, values in _batch(0).items():
+    # Every device has a row of its own, and none has a copy of another's.
+    assert [shard.data.shape for shard in batch[name].addressable_shards] == [(1, *values.shape[1:])] * 8
+    assert [shard.data.shape for shard in stacked[name].addressable_shards] == [(2, 1, *values.shape[1:])] * 8
+  large = jax.ShapeDtypeStruct((3, 3, 64, 128), jnp.float32)
+  specs = jax.tree.map(lambda s: s.spec, shardings_for({'opt_state': {'mu': large}, 'ema': {'k': large}}, mesh))
+  assert specs['opt_state']['mu'] == specs['ema']['k'] == P(None, None, None, 'fsdp')
+
+
 def test_a_step_compiles_once():
   engine = _engine('jit', 8)
   state = engine.init()

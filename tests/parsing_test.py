@@ -269,3 +269,19 @@ def test_names_of_outputs():
   assert [name.as_posix() for name in names.values()] == [
     'a.jpg.2', 'a.png', 'b.jpg', 'B.JPG.2', 'a.png.2', 'c/a', 'a.jpg'
   ]  # fmt: skip
+
+
+def test_an_overlay_is_half_the_colours_and_all_of_the_background():
+  image = np.full((1, 2, 3), 100, np.uint8)
+  shown = parse.overlaid(image, np.uint8([[0, 1]]))
+  np.testing.assert_array_equal(shown[0, 0], 100)
+  np.testing.assert_allclose(shown[0, 1], 50 + labels.PALETTE[1] / 2, atol=0.5)
+
+
+def test_the_parser_is_the_checkpoint_that_is_asked_for(folder, tmp_path, monkeypatch):
+  def load(workdir, checkpoint):
+    raise UserError(f'{checkpoint} of {workdir}')
+
+  monkeypatch.setattr('jaxface.parsing.load_parser', load)
+  with pytest.raises(UserError, match='7 of parser'):
+    run('--parser', 'parser', '--images', folder, '--out', tmp_path / 'out', '--checkpoint', '7')

@@ -128,6 +128,20 @@ def test_seconds_are_those_of_every_made_picture(dataset, monkeypatch):
   assert measured == {'half/seconds': 0.5, 'black/seconds': 0.5}  # 8 seconds for 8 pictures in two ways.
 
 
+def test_another_draw_of_references_compiles_nothing_anew(dataset):
+  traced = []
+
+  class Counted(Darker):
+    def compared(self, state, batch):
+      traced.append(state)
+      return super().compared(state, batch)
+
+  engine, perceptual = JitEngine(Counted(), seed=0, mesh=make_mesh(1, jax.devices())), Perceptual(['ssim'])
+  first, second = (perceptual.measure(engine, jnp.float32(0.5), dataset, batch_size=8) for _ in range(2))
+  assert first == second
+  assert len(traced) == 1
+
+
 def test_few_pictures_and_unknown_metrics_are_refused(dataset):
   engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
   with pytest.raises(UserError, match='FID of 48 pictures'):

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from jaxface.checkpoint import Checkpoints
+from jaxface.errors import UserError
 from jaxface.evaluate import evaluate_runs
 from jaxface.pictures import read_picture
+from jaxface.processes import start_processes
 from jaxface.runlog import read_metrics
 from jaxface.train import train
 from tests.smoke import EXPERIMENT, REPOSITORY, TINY, saved_state, short_config
@@ -255,3 +257,9 @@ def test_what_stops_one_process_stops_all(tmp_path):
     'process 1 has another dataset than process 0; all need the same, and here it is train: ' in output
     for output in outputs
   )
+
+
+@pytest.mark.parametrize('address', ['nonsense', 'localhost:abc', 'localhost:99999', ':80', '', '[::1]:x'])
+def test_a_coordinator_that_is_no_address_is_refused(address):
+  with pytest.raises(UserError, match='HOST:PORT'):
+    start_processes(address, 2, 0)

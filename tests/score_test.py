@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import cv2
 import jax
@@ -296,3 +297,19 @@ def test_pairs_go_by_name_and_batches_by_shape():
   assert sorted(len(item) for batch in batches for (item,) in batch) == sorted(sides)
   assert all(len({item.shape for (item,) in batch}) == 1 and len(batch) <= 2 for batch in batches)
   assert len(batches) == len(set(sides)) + 2
+
+
+def test_the_command_measures_as_it_is_told(monkeypatch, tmp_path):
+  told = []
+  made = score.Score({}, {'l1': 0.0}, {}, {})
+  monkeypatch.setattr(score, 'score', lambda *words, **options: told.append((words, options)) or made)
+  monkeypatch.setattr(score, 'score_labels', lambda *words, **options: told.append((words, options)) or made)
+  _command('a', 'b', '--metrics', 'l1,ssim', '--resize', 32, '--ssim-window', 7, '--batch-size', 3, '--data-dir', 'd')
+  _command('a', 'b', '--labels', '--unite-sides', '--label-order', 'bisenet', 'celebamask_hq')
+  (words, options), (_, of_labels) = told
+  assert words == ('a', 'b')
+  assert options == {
+    'metrics': ['l1', 'ssim'], 'resize': 32, 'ssim_window': 7, 'allow_few': False, 'batch_size': 3,
+    'weights_dir': None, 'data_dir': Path('d'), 'save_statistics': None,
+  }  # fmt: skip
+  assert of_labels == {'orders': ('bisenet', 'celebamask_hq'), 'unite_sides': True, 'data_dir': None}

@@ -155,3 +155,10 @@ def test_every_feature_is_raised_and_no_hole_is_a_border(name):
 
 def test_a_small_sigma_stays_small():
   assert TextureRecipe(sigma=0.5).scaled(96).sigma == 0.5
+
+
+def test_types_are_not_mixed():
+  rng = np.random.default_rng(0)
+  image, label = rng.uniform(size=(1, 64, 64, 3)).astype(np.float32), rng.integers(0, 19, (1, 64, 64)).astype(np.uint8)
+  with jax.numpy_dtype_promotion('strict'):
+    assert np.isfinite(texture(255 * image, label, next(iter(RECIPES.values())))).all()

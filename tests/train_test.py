@@ -4,13 +4,16 @@ import errno
 import fcntl
 import functools
 import json
+import math
 import os
 import re
 import shutil
 import signal
+import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,13 +21,13 @@ from jaxface import figures, input_pipeline
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_for_evaluation
 from jaxface.errors import UserError
-from jaxface.evaluate import _mean_and_spread, evaluate_runs, evaluate_state, joint_protocol
+from jaxface.evaluate import _mean_and_spread, evaluate_runs, evaluate_state, joint_protocol, table
 from jaxface.input_pipeline import open_dataset
 from jaxface.pictures import read_picture
-from jaxface.runlog import read_metrics
+from jaxface.runlog import RunLog, read_metrics
 from jaxface.runs import load_run
 from jaxface.state import TrainState
-from jaxface.train import NonFiniteError, train
+from jaxface.train import NonFiniteError, _Due, _first_state, _Loop, _Pending, _what_is_due, train
 from tests.smoke import TINY, saved_state, shared_engine, short_config
 
 pytestmark = pytest.mark.usefixtures('shared_engines')
@@ -204,6 +207,22 @@ def test_best_and_last_are_kept(config, tmp_path, best_is, best_of):
   assert load_run(tmp_path / 'run', 'latest').step == 6
   with pytest.raises(UserError, match=r"no checkpoint '5' .*choose best, latest or one of \["):
     load_run(tmp_path / 'run', '5')
+
+
+def test_what_validation_did_not_measure_is_neither_best_nor_worst(config, tmp_path, monkeypatch):
+  # A class may be in no picture, and nothing is better or worse than NaN.
+  found = iter([{'loss': 1.0}, {'loss': math.nan}, {}])
+  monkeypatch.setattr('jaxface.train.evaluate_state', lambda *a, **k: next(found))
+  config.total_steps, config.eval_steps, config.checkpoint_steps, config.keep_last = 6, 2, 2, 1
+  train(config, tmp_path / 'run', quiet=True)
+  with Checkpoints(tmp_path / 'run') as checkpoints:
+    assert (checkpoints.steps, checkpoints.best_step) == ([2, 6], 2)
+
+
+@pytest.mark.parametrize(('folder', 'path'), [('.', '.'), ('checkpoints', '..'), ('..', 'whole')])
+def test_a_run_has_its_folders_name_from_wherever_it_is_named(whole_run, monkeypatch, folder, path):
+  monkeypatch.chdir(whole_run[0] / folder)
+  assert load_run(Path(path)).name == 'whole'
 
 
 def test_a_loss_that_is_no_number_stops_the_run_by_name(config, tmp_path):
@@ -402,3 +421,109 @@ def test_a_disk_without_locks_is_taken_as_it_is(tmp_path, monkeypatch):
   monkeypatch.setattr(fcntl, 'flock', no_locks)
   with workdirs.locked(tmp_path / 'run'):
     assert (tmp_path / 'run').is_dir()
+
+
+def test_a_run_begins_with_all_the_weights_of_another(config, tmp_path):
+  config.ema_decay = 0.5
+  engine = shared_engine(config)
+  state = engine.to_saved(engine.init())
+  filled = lambda tree, value: jax.tree.map(lambda leaf: jnp.full_like(leaf, value), tree)
+  source = tmp_path / 'source'
+  source.mkdir()
+  workdirs.open_run(source, config)
+  with Checkpoints(source) as checkpoints:
+    theirs = state.replace(params=filled(state.params, 2), model_state=filled(state.model_state, 3))
+    checkpoints.save(7, theirs.replace(ema=filled(state.ema, 4)), 7, 'data')
+  config.init_from = str(source)
+  with Checkpoints(tmp_path / 'next') as checkpoints:
+    ours, step, told = _first_state(config, engine, checkpoints, types.SimpleNamespace(fingerprint='data'))
+  assert (step, int(ours.step)) == (0, 0)
+  assert told.endswith('step 7')
+  for tree, value in ((ours.params, 2), (ours.model_state, 3), (ours.ema, 4)):
+    assert all((np.asarray(leaf) == value).all() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(('before', 'step', 'due'), [(3, 6, True), (4, 7, False), (4, 8, True), (9, 10, True)])
+def test_what_falls_within_a_dispatch_is_due_after_it(config, before, step, due):
+  config.total_steps, config.eval_steps, config.render_steps, config.checkpoint_steps = 10, 4, 0, 0
+  found = _what_is_due(config, before, step, first=False, stop=False)
+  # What was validated is saved; at the end everything is done.
+  assert (found.evaluate, found.save, found.render) == (due, due, step == 10)
+
+
+def test_reported_are_the_means_since_the_last_report_and_the_very_step_that_broke():
+  pending = _Pending(_Counts())
+  pending.add(2, 2, {'loss': np.float32([1, 2])})
+  pending.add(3, 1, {'loss': np.float32([6])})
+  assert pending.read() == {'loss': 3.0}
+  pending.add(6, 3, {'loss': np.float32([1, np.nan, 1])})
+  with pytest.raises(NonFiniteError, match='loss became nan at step 5'):
+    pending.read()
+
+
+def test_validation_is_as_long_as_asked_for_and_pictures_are_of_the_averaged_parameters(config, monkeypatch):
+  config.eval_batches, config.best_metric, config.best_is = 3, 'ssim', 'highest'
+  asked, shown, saved = [], [], []
+  monkeypatch.setattr('jaxface.train.evaluate_state', lambda *_, **options: asked.append(options) or {'ssim': 0.5})
+  engine = types.SimpleNamespace(to_saved=lambda state: state, render=lambda state, _: shown.append(state.params))
+  log = types.SimpleNamespace(scalars=lambda *_: None, pictures=lambda *_: None)
+  checkpoints = types.SimpleNamespace(save=lambda *arguments: saved.append(arguments))
+  data, stop = types.SimpleNamespace(fingerprint='data'), types.SimpleNamespace(agreed=lambda: False)
+  state = TrainState(4, params='now', model_state=None, opt_state=None, ema='averaged')
+  loop = _Loop(config, engine, data, data, None, checkpoints, stop, log)
+  assert loop._look(state, 4, _Due(evaluate=True, render=True, save=True)) == ({'ssim': 0.5}, False)
+  assert (asked[0]['limit'], asked[0]['batch_size']) == (3, config.batch_size)
+  assert shown == ['averaged']
+  assert saved == [(4, state, 4, 'data', -0.5)]
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('seed', 1), ('batch_size', 16), ('accumulate_steps', 2), ('ema_decay', 0.5), ('best_metric', ''),
+    ('best_is', 'highest'), ('optimizer.learning_rate', 1.0), ('loss.kl_weight', 0.0), ('augment.flip', True),
+    ('model.dtype', 'bfloat16'), ('data.name', 'other'), ('data.train_split', 'test'), ('data.resize', 'area'),
+  ],
+)  # fmt: skip
+def test_what_a_run_computes_by_may_not_change(config, key, value):
+  changed = config.copy_and_resolve_references()
+  changed.update_from_flattened_dict({key: value, 'total_steps': 9, 'data.workers': 2, 'parallel.fsdp': 2})
+  assert [told.partition(':')[0] for told in workdirs.differences(config, changed)] == [key]
+
+
+def test_the_speed_is_that_of_training_alone(tmp_path, monkeypatch):
+  clock = iter([0.0, 2.0, 10.0, 14.0])
+  monkeypatch.setattr('jaxface.runlog.time', types.SimpleNamespace(perf_counter=lambda: next(clock)))
+  with RunLog(tmp_path, first_step=5, total_steps=99, images_per_step=8, quiet=True) as log:
+    assert log.speed(5) == {}
+    assert log.speed(8) == {'train/images_per_second': 3 * 8 / 2}
+    log.pause()
+    assert log.speed(9) == {}
+    log.resume(9)
+    assert log.speed(11) == {'train/images_per_second': 2 * 8 / 4}
+
+
+def test_every_number_stands_under_its_name():
+  results = {
+    'a': {'loss': 1.5, 'whole/l1': 0.25, 'whole/ssim': 0.75, 'mask/iou': 0.5},
+    'longer': {'loss': 2.5, 'whole/l1': 0.125, 'whole/ssim': 0.625},
+  }
+  blocks = [[line.split() for line in block.splitlines()] for block in table(results).split('\n\n')]
+  assert blocks == [
+    [['run', 'protocol', 'loss'], ['a', '-', '1.5000'], ['longer', '-', '2.5000']],
+    [
+      ['run', 'protocol', 'l1', 'ssim'],
+      ['a', 'whole', '0.2500', '0.7500'],
+      ['longer', 'whole', '0.1250', '0.6250'],
+    ],
+    [['run', 'protocol', 'iou'], ['a', 'mask', '0.5000']],
+  ]
+
+
+def test_evaluation_opens_what_is_asked_for(whole_run, monkeypatch):
+  def load(workdir, checkpoint):
+    raise UserError(f'{checkpoint} of {workdir.name}')
+
+  monkeypatch.setattr('jaxface.evaluate.load_run', load)
+  with pytest.raises(UserError, match='4 of whole'):
+    evaluate_runs([whole_run[0]], checkpoint='4')

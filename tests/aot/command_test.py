@@ -12,7 +12,7 @@ import pytest
 from jaxface.aot import step
 from jaxface.aot import topology as topologies
 from jaxface.aot.advice import advice
-from jaxface.aot.command import fsdp_of, report, scaling_table
+from jaxface.aot.command import as_json, fsdp_of, report, scaling_table
 from jaxface.aot.hlo import Collective
 from jaxface.aot.roofline import roofline
 from jaxface.aot.step import Compiled, Memory
@@ -79,6 +79,31 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_do():
   assert lines[2].endswith('does not fit alone')
   assert lines[3] == '--config.model.dtype=bfloat16: about 18.5 of 16 GiB, does not fit alone'
   assert 'remat' in lines[4]
+
+
+def test_knobs_that_are_turned_already_are_turned_on():
+  compiled = _too_large(dtype='bfloat16', mesh={'data': 8, 'fsdp': 2}, batch_size=256)
+  config = smoke_config('mask_l1')
+  config.batch_size, config.accumulate_steps = 256, 2
+  lines = advice(config, compiled)
+  # Of 12 GiB by two a device keeps half by four; 11 GiB grow with 8 rows a piece, of which there are two.
+  assert lines[0] == '--config.parallel.fsdp=8: about 15 of 16 GiB, fits'
+  # A multiple of 16 devices by two pieces.
+  assert lines[1] == '--config.batch_size=64: about 15.8 of 16 GiB, fits'
+  # 12 and 4 for the gradients' sum, 1, and 11 by 8.
+  assert lines[2] == '--config.accumulate_steps=16: about 18.4 of 16 GiB, does not fit alone'
+
+
+def test_advice_is_of_what_a_step_and_its_slices_can_do():
+  compiled = _too_large(dtype='float32')
+  config = smoke_config('mask_l1')
+  config.batch_size = compiled.batch_size
+  slices = dataclasses.replace(compiled, topology=dataclasses.replace(compiled.topology, slices=2))
+  # Two chips of each share a copy at most.
+  assert advice(config, slices)[0].startswith('--config.parallel.fsdp=2')
+  config.accumulate_steps = 64
+  knobs = [line.split('=')[0] for line in advice(config, dataclasses.replace(compiled, step='evaluate'))]
+  assert knobs == ['--config.parallel.fsdp', '--config.batch_size', '--config.model.dtype']
 
 
 def test_weak_scaling_is_beside_the_first():
@@ -170,6 +195,57 @@ def test_what_cannot_be_written_is_told_before_the_work(compile_here, tmp_path, 
     assert told in line
   assert not calls
   assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_what_a_later_topology_refuses_is_told_before_the_first_is_compiled(compile_here, monkeypatch, capsys):
+  say_here, calls = compile_here
+  monkeypatch.setattr(topologies, 'get_topology', lambda name, slices: _compiled(2 if '2x1' in name else 4).topology)
+  for words, told in (
+    (('--mesh', 'fsdp=4', '--sweep', 'v5e:2x1'), 'parallel.fsdp=4 does not divide the 2 devices'),
+    (('--config.batch_size=6', '--sweep', 'v5e:2x1,v5e:2x2'), ''),
+    (('--config.batch_size=5', '--sweep', 'v5e:2x1'), 'the same batch a chip is 2.5 rows on v5e:2'),
+  ):
+    assert say_here(*words) == (2 if told else 0)
+    assert told in capsys.readouterr().err
+  assert len(calls) == 3  # Of the one that is right.
+  assert say_here('--hlo', 'x', '--out', 'x') == 2
+  assert '--hlo x is a folder and --out a file' in capsys.readouterr().err
+
+
+def test_all_that_is_said_reaches_the_compiler(monkeypatch, capsys):
+  asked, found = [], iter([_compiled(), _compiled(16), _compiled(), _too_large()])
+
+  def get(name, slices):
+    asked.append((name, slices))
+    return _compiled(16 if name == 'v5e:4x4' else 4).topology
+
+  def compile_step(config, topology, **options):
+    asked.append((topology.chips, config.batch_size, config.parallel.fsdp, options))
+    return next(found)
+
+  monkeypatch.setattr(topologies, 'without_devices', lambda: None)
+  monkeypatch.setattr(topologies, 'get_topology', get)
+  monkeypatch.setattr(step, 'compile_step', compile_step)
+  words = ['compile', '--config', f'{EXPERIMENT}:mask_l1,smoke', '--topology', 'v5e:2x2', '--sweep', 'v5e:4x4']
+  assert main([*words, '--slices', '3', '--mesh', 'fsdp=2', '--step', 'evaluate', '--quick']) == 0
+  options = {'step': 'evaluate', 'quick': True}
+  # As many pictures a chip, by the same mesh of parameters.
+  assert asked == [('v5e:2x2', 3), ('v5e:4x4', 3), (4, 8, 2, options), (16, 32, 2, options)]
+  assert 'weak scaling' in capsys.readouterr().out
+  # One that does not fit is enough to fail.
+  assert main(words) == 1
+  assert asked[-1] == (16, 32, 1, {'step': 'train', 'quick': False})
+
+
+def test_rates_are_of_all_chips_and_of_one():
+  compiled = _compiled()
+  rate = 256 / (2e12 / 197e12 + 2 * 1e8 / 90e9)
+  assert f'at most {rate:.4g} images/s, {rate / 4:.4g} a chip' in report('x.py:y', compiled)
+  assert as_json('x.py:y', compiled)['estimated_images_per_second'] == pytest.approx(rate)
+  # A GPU cuts no pictures into strips.
+  node = Topology('h200:4', (4,), 1, [_Device('NVIDIA H200')] * 4, CHIPS['NVIDIA H200'])
+  assert 'strips' not in report('x.py:y', dataclasses.replace(compiled, topology=node, batch_size=4))
+  assert dataclasses.replace(node, slices=2).chips == 8
 
 
 @pytest.fixture(scope='module')

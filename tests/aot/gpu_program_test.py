@@ -92,3 +92,31 @@ def test_exchanges_that_work_waits_for_are_told_from_those_beside_it():
   total, cut = hlo.collectives(_PROGRAM)
   assert (total.kind, total.bytes, total.overlapped) == ('all-reduce', 400, False)
   assert (cut.kind, cut.bytes, cut.overlapped) == ('reduce-scatter', 8 * 4 + 16 * 2, True)
+
+
+_BRANCHES = """
+%one (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %negated = f32[8]{0} negate(%p)
+}
+
+%other (q: f32[8]) -> f32[8] {
+  ROOT %q = f32[8]{0} parameter(0)
+}
+
+ENTRY %main (which: s32[], x: f32[8], q: bf16[2,4,16,8]) -> f32[8] {
+  %which = s32[] parameter(0)
+  %x = f32[8]{0} parameter(1)
+  %q = bf16[2,4,16,8]{3,1,2,0} parameter(2)
+  %grad = (bf16[2,4,16,8]{3,1,2,0}, bf16[2,4,16,8]{3,1,2,0}, u8[9]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", \
+backend_config={"intermediate_tensor_shape": {"dimensions": ["2", "4", "16", "16"]}}
+  ROOT %either = f32[8]{0} conditional(%which, %x, %x), branch_computations={%one, %other}
+}
+""".replace('\\\n', '')
+
+
+def test_branches_are_run_and_attention_takes_five_products_back():
+  found = gpu_program.work(_BRANCHES)
+  assert found.flops == 5 * 2 * (2 * 4 * 16 * 16) * 8
+  assert found.bytes_moved == 3 * (2 * 4 * 16 * 8 * 2) + 2 * 8 * 4

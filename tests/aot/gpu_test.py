@@ -60,3 +60,31 @@ def test_attention_of_16_bits_is_fused(dtype, fused):
   x = jax.ShapeDtypeStruct((2, 64, 4, 32), dtype)
   program = jax.jit(attend).trace(x, x, x).lower(lowering_platforms=('cuda',)).as_text()
   assert ('fmhaSoftmax' in program) == fused
+
+
+def test_the_compiler_is_told_the_data_sheet():
+  told = gpu.target_config(gpu.GPUS['a100-40g'], 40e9, 1555e9)
+  for words in ('minor: 0', 'core_count: 108 fpus_per_core: 64 ', 'device_memory_size: 40000000000 '):
+    assert words in told
+  told = gpu.target_config(gpu.GPUS['h100'], 80e9, 3350e9)
+  for words in ('major: 9', 'core_count: 132 fpus_per_core: 128 ', 'shared_memory_per_block_optin: 232448'):
+    assert words in told
+
+
+@pytest.mark.parametrize(
+  ('kind', 'bfloat16', 'float32', 'memory', 'bandwidth', 'link'),
+  [
+    ('TPU v4', 275, 275, 32 * 2**30, 1228, 45),
+    ('TPU v5 lite', 197, 197, 16 * 2**30, 819, 45),
+    ('TPU v5', 459, 459, 95 * 2**30, 2765, 90),
+    ('TPU v6 lite', 918, 918, 32 * 2**30, 1640, 90),
+    ('NVIDIA A100-SXM4-40GB', 312, 156, 40e9, 1555, 300),
+    ('NVIDIA A100-SXM4-80GB', 312, 156, 80e9, 2039, 300),
+    ('NVIDIA H100 80GB HBM3', 989, 495, 80e9, 3350, 450),
+    ('NVIDIA H200', 989, 495, 141e9, 4800, 450),
+  ],
+)
+def test_peaks_are_those_of_the_data_sheets(kind, bfloat16, float32, memory, bandwidth, link):
+  chip = CHIPS[kind]
+  assert (chip.peak('bfloat16'), chip.peak('float32')) == (bfloat16 * 1e12, float32 * 1e12)
+  assert (chip.memory, chip.bandwidth, chip.link) == (memory, bandwidth * 1e9, link * 1e9)

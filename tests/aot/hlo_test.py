@@ -97,3 +97,12 @@ def test_all_forms_of_the_blur_are_one():
   assert flat.shape == (32, 6, 25)
   for blur in (filters.blur_along_two_axes, filters.blur_by_taps):
     np.testing.assert_allclose(blur(planes, window), flat, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'groups', ['[2,8]<=[16]', '{{0,1,2,3,4,5,6,7},{8,9,10,11,12,13,14,15}}', "mesh['a'=2,'b'=8] {'b'}"]
+)
+def test_what_is_cut_is_as_many_parts_as_there_are_in_a_group(groups):
+  line = f'  %cut = (f8e4m3fn[3,4]{{1,0}}, f32[2]{{0}}) reduce-scatter(%a, %b), replica_groups={groups}, channel_id=1'
+  (found,) = hlo.collectives(line)
+  assert (found.kind, found.bytes) == ('reduce-scatter', 8 * (3 * 4 * 1 + 2 * 4))

@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import h5py
 import jax
@@ -16,7 +17,8 @@ import safetensors.numpy
 
 from jaxface import convert
 from jaxface.checkpoint import Checkpoints
-from jaxface.cli import load_config
+from jaxface.cli import load_config, main
+from jaxface.convert import command
 from jaxface.convert.command import WORKDIRS, default_experiment
 from jaxface.convert.command import convert as convert_file
 from jaxface.errors import UserError
@@ -48,7 +50,7 @@ def _state(system):
 
 
 @contextlib.contextmanager
-def _torch():
+def pretend_torch():
   """A module that pickles name as PyTorch's; without PyTorch nothing else bears those names."""
   utils, torch = types.ModuleType('torch._utils'), types.ModuleType('torch')
   torch.FloatStorage = type('FloatStorage', (), {'__module__': 'torch'})
@@ -66,7 +68,7 @@ def _torch():
 
 def save_torch(path, tree):
   """Writes nested dictionaries of float32 arrays as `torch.save` does."""
-  with zipfile.ZipFile(path, 'w') as archive, _torch() as torch, archive.open('archive/data.pkl', 'w') as file:
+  with zipfile.ZipFile(path, 'w') as archive, pretend_torch() as torch, archive.open('archive/data.pkl', 'w') as file:
     stored = []
 
     class Storage:
@@ -178,6 +180,25 @@ def test_another_file_is_refused_in_one_line(tmp_path, files, system, write, opt
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(
+  'words', [('--workdir', 'run'), ('--key', 'ema'), ('--image-size', '7'), ('--config', 'x.py'), ('--config.seed=7',)]
+)
+def test_what_a_network_of_a_metric_has_no_use_for_is_refused(words, capsys):
+  assert main(['convert', 'vgg19', 'vgg.pth', *words]) == 2
+  assert words[0].split('.')[0] in capsys.readouterr().err
+
+
+def test_all_that_is_said_reaches_the_converter(monkeypatch):
+  asked = []
+  monkeypatch.setattr(command, 'convert', lambda *words, **options: asked.append((words, options)))
+  words = ['convert', 'bisenet', 'a.pth', 'b.pth', '--workdir', 'run', '--key', 'ema', '--image-size', '96']
+  assert main([*words, '--config', str(REPOSITORY / 'experiments/bisenet.py'), '--config.seed=7']) == 0
+  ((words, options),) = asked
+  assert words == ('bisenet', Path('a.pth'), Path('run'))
+  assert (options['key'], options['image_size'], options['more']) == ('ema', 96, [Path('b.pth')])
+  assert options['make_config']('celebamask_hq').seed == 7
+
+
 FIRST_STAGE = VQGAN(64, (1, 1, 1), num_blocks=2, codebook_size=8)
 SDM = SDMUNet(64, (1,), num_blocks=2, attention_factors=(), head_channels=16, spade_hidden=4)
 
@@ -253,7 +274,8 @@ def test_a_vae_without_a_mask_decoder_becomes_a_workdir_that_opens(tmp_path):
   with h5py.File(tmp_path / 'weights.h5', 'w') as file:
     write_keras(file, state)
   _convert('vae', tmp_path / 'weights.h5', tmp_path / 'run')
-  assert load_run(tmp_path / 'run').engine.task.model.mask_widths == ()
+  run = load_run(tmp_path / 'run')
+  assert (run.engine.task.model.mask_widths, run.config.model.sampling) == ((), 'reference')
 
 
 @pytest.mark.parametrize('value', [np.nan, 1e300, 'a', 1j])

@@ -15,6 +15,7 @@ from jaxface.cli import load_config
 from jaxface.convert import scadm
 from jaxface.convert.command import convert as convert_file
 from jaxface.convert.command import default_experiment
+from jaxface.diffusion.schedule import make_schedule
 from jaxface.errors import UserError
 from jaxface.models.scadm import Conditioning, SCAUNet
 from jaxface.models.style_encoder import StyleEncoder
@@ -165,6 +166,9 @@ def file(tmp_path_factory):
     'lr_schedulers': [],
   }
   tensors = {name: tensor for name, tensor in state().items() if 'num_updates' not in name}
+  # Not the published ones, which a configuration has by itself.
+  tensors['scale_factor'] = np.array(0.5, np.float32)
+  tensors['betas'] = make_schedule('linear', start=1e-4, end=0.02).betas.astype(np.float32)
   save_torch(path, {**beside, 'state_dict': collections.OrderedDict(tensors)})
   return path
 
@@ -176,9 +180,9 @@ def test_a_file_of_lightning_becomes_two_workdirs_that_open(tmp_path, file, caps
   config, task = run.config, run.engine.task
   assert config.first_stage.workdir == 'runs/scadm_first_stage'
   assert (config.sampling.name, config.sampling.guidance) == ('ddim', 1)
-  assert dict(config.schedule) == {'name': 'scaled_linear', 'start': 0.0015, 'end': 0.0195}
+  assert dict(config.schedule) == {'name': 'linear', 'start': 0.0001, 'end': 0.02}
   assert (task.unet.clone(context_dim=6), task.style_encoder) == (UNET.clone(head_channels=16), STYLE)
-  assert (task.first_stage.model.clone(codebook_spread=None), task.first_stage.scale) == (FIRST_STAGE, 1)
+  assert (task.first_stage.model.clone(codebook_spread=None), task.first_stage.scale) == (FIRST_STAGE, 0.5)
   # Of the UNet evaluation takes the averaged copy.
   _same(run.state.params, {'unet': variables()['ema']['unet'], 'style': expected['style']})
   _same(run.state.frozen, {'first_stage': expected['first_stage']})

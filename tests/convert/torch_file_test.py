@@ -9,6 +9,8 @@ import io
 import os
 import pickle
 import re
+import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import safetensors.numpy
 
 from jaxface.convert import torch_file
 from jaxface.errors import UserError
+from tests.convert.command_test import pretend_torch, save_torch
 
 FILES = Path(__file__).parent.parent / 'goldens' / 'torch'
 
@@ -188,3 +191,35 @@ def test_foreign_files_are_refused(tmp_path, content, message):
 def test_a_missing_file_says_what_was_expected(tmp_path):
   with pytest.raises(UserError, match=r'no such file; expected weights as \.pth'):
     torch_file.read(tmp_path / 'none.pth')
+
+
+def test_files_of_machines_that_put_the_large_end_first(tmp_path):
+  tensors = {'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
+  save_torch(tmp_path / 'small.pt', tensors)
+  with zipfile.ZipFile(tmp_path / 'small.pt') as small, zipfile.ZipFile(tmp_path / 'large.pt', 'w') as large:
+    for name in small.namelist():
+      data = small.read(name)
+      large.writestr(name, np.frombuffer(data, '<f4').astype('>f4').tobytes() if '/data/' in name else data)
+    large.writestr('archive/byteorder', b'big')
+  _assert_same(torch_file.read(tmp_path / 'large.pt'), tensors)
+
+
+def test_storages_of_the_oldest_files_may_be_windows_of_others(tmp_path):
+  whole = np.arange(10, dtype=np.float32)
+  with pretend_torch() as torch, open(tmp_path / 'old.pt', 'wb') as file:
+
+    class Pickler(pickle.Pickler):
+      def persistent_id(self, value):
+        # Type, key, device and length of the storage, and of it six numbers from the fourth on.
+        return ('storage', torch.FloatStorage, '0', 'cpu', 10, ('1', 4, 6)) if value is whole else None
+
+      def reducer_override(self, value):
+        rebuild = sys.modules['torch._utils']._rebuild_tensor_v2
+        return (rebuild, (whole, 1, (2,), (2,), False, {})) if value == slice(1) else NotImplemented
+
+    for part in (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}):
+      pickle.dump(part, file, protocol=2)
+    Pickler(file, protocol=2).dump({'x': slice(1)})
+    pickle.dump(['0'], file, protocol=2)
+    file.write(struct.pack('<q', 10) + whole.tobytes())
+  np.testing.assert_array_equal(torch_file.read(tmp_path / 'old.pt')['x'], whole[[5, 7]])

@@ -301,3 +301,8 @@ def test_wrong_plans_say_what_is_right():
     samplers.make_plan('ddpm', schedule, variance='fixed')
   with pytest.raises(UserError, match='give `keys`'):
     samplers.sample(samplers.ddpm(schedule), lambda x, time: x, jnp.zeros((1, 2)))
+
+
+def test_noise_is_float32_whatever_the_default_is():
+  with jax.enable_x64(True):
+    assert samplers.draw_noise(jax.random.split(jax.random.key(0), 2), (3,)).dtype == jnp.float32

@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+from jaxface.augment import Augment
 from jaxface.convert import vqgan as convert
 from jaxface.errors import UserError
 from jaxface.models.vqgan import Quantised
@@ -313,3 +314,25 @@ def test_every_step_varies_its_pictures_anew(monkeypatch):
     with pytest.raises(StopIteration):
       task.train_step(TrainState(jnp.int32(0), None, None, None), batch, jax.random.key(seed))
   assert len(np.unique(np.concatenate(drawn), axis=0)) == 4
+
+
+def test_what_the_configuration_says_reaches_the_task():
+  config = experiment('vqgan', 'published')
+  config.update_from_flattened_dict(
+    {
+      'loss.adversarial': 0.25, 'loss.adversarial_start': 7, 'augment.flip': True, 'accumulate_steps': 2,
+      'ema_decay': 0.5, 'model.codebook_spread': 0.125, 'model.dtype': 'bfloat16', 'model.remat': True,
+    }
+  )  # fmt: skip
+  task = make_autoencoder(config, 'devices')
+  assert (task.loss.adversarial, task.loss.start, task.loss.axis_name) == (0.25, 7, 'devices')
+  assert task.augment == Augment(flip=True)
+  assert (task.accumulate_steps, task.ema_decay, task.axis_name) == (2, 0.5, 'devices')
+  assert (task.model.codebook_spread, task.model.dtype, task.model.remat) == (0.125, jnp.bfloat16, True)
+
+
+def test_the_averaged_copy_follows_the_autoencoder(trained):
+  before, after = trained[3][38:40]
+  old, new = before.ema['generator'], after.params['generator']
+  mixed = jax.tree.map(lambda a, b: 0.9 * np.asarray(a) + 0.1 * np.asarray(b), old, new)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), after.ema['generator'], mixed)

@@ -1,5 +1,6 @@
 """The face parser's task against the public PyTorch code, and properties of its loss, augmentation and figures."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,11 +17,12 @@ from jaxface.cli import load_config
 from jaxface.convert import from_reference, to_reference
 from jaxface.errors import UserError
 from jaxface.metrics import segmentation
+from jaxface.models.bisenet import Logits
 from jaxface.ohem import ohem_cross_entropy, pixel_cross_entropy
 from jaxface.optimizers import learning_rate_schedule, make_optimizer, scale_rates
 from jaxface.state import first_state, for_evaluation
 from jaxface.tasks import make_task
-from jaxface.tasks.parsing import ParsingAugment, enhanced
+from jaxface.tasks.parsing import ParsingAugment, ParsingLoss, enhanced
 from tests.golden import load
 from tests.smoke import REPOSITORY, untrained_state
 
@@ -87,6 +89,12 @@ def test_ohem_sees_the_whole_batch_on_any_number_of_devices(threshold):
   np.testing.assert_allclose(replicas[0], np.full(4, value), rtol=1e-6)
   # Devices average their gradients, so each must be as many times as large.
   np.testing.assert_allclose(replicas[1][:, 0] / 4, gradient, atol=1e-7)
+
+
+def test_ohem_mixes_no_types():
+  with jax.numpy_dtype_promotion('strict'):
+    gradient = jax.grad(ohem_cross_entropy)(jnp.ones((2, 4, 4, 19)), jnp.zeros((2, 4, 4), int), threshold=0.7, least=3)
+  assert np.isfinite(gradient).all()
 
 
 def test_pixels_without_label_have_no_loss():
@@ -361,7 +369,12 @@ def test_figures_are_those_of_the_predicted_label_maps(overfitted, faces):
   for name, iou in ious.items():
     assert figures[name] == pytest.approx(iou, rel=1e-5)
   assert figures['miou'] == pytest.approx(np.mean(list(ious.values())), rel=1e-5)
+  assert figures['mean_f1'] == pytest.approx(np.mean([2 * iou / (1 + iou) for iou in ious.values()]), rel=1e-5)
   assert list(figures)[:4] == ['loss', 'miou', 'mean_f1', 'accuracy']
+  # The network has classes of its own order.
+  scores = np.asarray(jax.nn.log_softmax(jax.jit(task._logits)(for_evaluation(state), faces['image'])))
+  own = np.argsort(labels.lookup_table('bisenet'))[faces['label']]
+  assert figures['loss'] == pytest.approx(-np.take_along_axis(scores, own[..., None], -1).mean(), rel=1e-4)
 
 
 def test_pictures_show_labels_in_their_colours(overfitted, faces):
@@ -371,6 +384,7 @@ def test_pictures_show_labels_in_their_colours(overfitted, faces):
   np.testing.assert_allclose(shown['true labels'], labels.PALETTE[faces['label']] / 255, atol=1e-6)
   np.testing.assert_allclose(shown['input'], faces['image'] / 255, atol=1e-6)
   assert (np.abs(shown['predicted labels'] - shown['true labels']).max(-1) < 1e-6).mean() > 0.95
+  np.testing.assert_allclose(shown['overlay'], 0.45 * shown['input'] + 0.55 * shown['predicted labels'], atol=1e-6)
   assert all(((picture >= 0) & (picture <= 1)).all() for picture in shown.values())
 
 
@@ -408,6 +422,8 @@ def test_every_config_builds(arg):
     ({'model.label_order': 'bise'}, "unknown model.label_order 'bise'; choose from celebamask_hq, bisenet"),
     ({'model.dtype': 'float16'}, "unknown model.dtype 'float16'"),
     ({'model.image_size': 16}, 'model.image_size=16 is too small'),
+    ({'batch_size': 1}, 'batch_size=1: .* single pictures; give at least 2'),
+    ({'batch_size': 8, 'accumulate_steps': 8}, 'batch_size=8 in 8 pieces: .* give at least 16'),
     ({'augment.crop_size': 16}, 'augment.crop_size=16 is too small'),
     ({'augment.scales': ()}, r'augment.scales=\(\)'),
     ({'loss.least_share': 2.0}, 'least_share=2.0'),
@@ -421,6 +437,12 @@ def test_wrong_choices_say_what_is_right(changes, message):
     make_task(config)
 
 
+def test_one_picture_may_be_evaluated_by_itself():
+  config = _config('synthetic,smoke')
+  config.batch_size = 1
+  make_task(config, training=False)
+
+
 def test_a_rate_for_an_unknown_part_says_what_there_is():
   with pytest.raises(UserError, match="optimizer.rates names 'heads'; the network has context, head"):
     scale_rates({'heads': 10.0}).update({'context': jnp.ones(2), 'head': jnp.ones(2)}, optax.EmptyState())
@@ -429,3 +451,60 @@ def test_a_rate_for_an_unknown_part_says_what_there_is():
   within = {'head': {'first': jnp.ones(2), 'last': jnp.ones(2)}, 'context': jnp.ones(2)}
   scaled = scale_rates({'head/last': 10.0}).update(within, optax.EmptyState())[0]
   jax.tree.map(np.testing.assert_array_equal, scaled, {**within, 'head': {**within['head'], 'last': 10 * np.ones(2)}})
+
+
+def test_what_the_configuration_says_reaches_the_task():
+  config = _config('synthetic,smoke')
+  config.update_from_flattened_dict(
+    {
+      'loss.threshold': 0.4, 'loss.least_share': 0.25, 'augment.crop_size': 48, 'augment.scales': (1.0, 3.0),
+      'augment.flip': False, 'augment.brightness': 0.1, 'augment.contrast': 0.2, 'augment.saturation': 0.3,
+      'accumulate_steps': 2, 'ema_decay': 0.5, 'model.label_order': 'bisenet', 'model.image_size': 64,
+    }
+  )  # fmt: skip
+  with config.unlocked():
+    config.model.head_width = 5  # As a converted network says it.
+  task = make_task(config, 'devices')
+  assert task.loss == ParsingLoss(threshold=0.4, least_share=0.25, axis_name='devices')
+  assert task.augment == ParsingAugment(48, (1.0, 3.0), False, 0.1, 0.2, 0.3)
+  assert (task.accumulate_steps, task.ema_decay, task.label_order, task.image_size) == (2, 0.5, 'bisenet', 64)
+  assert (task.model.axis_name, task.model.head_width) == ('devices', 5)
+
+
+def test_the_loss_counts_the_share_of_pixels_that_it_is_told():
+  logits = Logits(*jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 19)))
+  label = jax.random.randint(jax.random.key(1), (2, 4, 4), 0, 19)
+  loss, terms = ParsingLoss(threshold=0.01, least_share=0.25)(logits, label)  # Hardly a pixel is as hard as that.
+  for name, head in logits._asdict().items():
+    expected = ohem_cross_entropy(head, label, threshold=0.01, least=8)
+    np.testing.assert_allclose(terms[name], expected, rtol=1e-6, err_msg=name)
+    assert not np.isclose(expected, ohem_cross_entropy(head, label, threshold=0.01, least=2))
+  np.testing.assert_allclose(loss, sum(terms[name] for name in logits._fields), rtol=1e-6)
+
+
+def test_every_step_and_row_is_varied_anew(monkeypatch):
+  drawn = []
+  own = lambda state, batch, loss_fn, *_, **__: loss_fn(None, None, batch)
+  monkeypatch.setattr('jaxface.tasks.parsing.update', own)
+
+  def augment(batch, keys):
+    drawn.append(jax.random.key_data(keys))
+    raise StopIteration
+
+  task = dataclasses.replace(make_task(_config('synthetic,smoke')), augment=augment)
+  batch = {'image': np.zeros((2, 32, 32, 3), np.uint8), 'row': np.arange(2)}
+  for seed in (0, 1):
+    with pytest.raises(StopIteration):
+      task.train_step(None, batch, jax.random.key(seed))
+  assert len(np.unique(np.concatenate(drawn), axis=0)) == 4
+
+
+def test_crops_begin_anywhere_down_and_across():
+  places = np.mgrid[:64, :64].transpose(1, 2, 0)[None].repeat(16, 0) / np.float32(63)
+  batch = {'image': np.concatenate([places, 0 * places[..., :1]], -1), 'label': np.zeros((16, 64, 64), np.uint8)}
+  cropped = _augmented(ParsingAugment(crop_size=32), batch)['image']
+  down, across = np.rint(63 * cropped[:, 0, 0, :2]).astype(int).T
+  assert len(set(down)) > 8
+  assert len(set(across)) > 8
+  assert (down != across).mean() > 0.5
+  assert max(down.max(), across.max()) <= 32

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxface import losses
+from jaxface.augment import Augment
 from jaxface.cli import load_config
 from jaxface.convert import from_reference, to_reference
 from jaxface.errors import UserError
@@ -18,6 +19,7 @@ from jaxface.models.vae import FaceMaskVAE, Prediction
 from jaxface.optimizers import clip_each_by_norm, scale_by_keras_adam
 from jaxface.state import count, first_state, for_evaluation
 from jaxface.tasks import make_task
+from jaxface.tasks.task import row_keys
 from jaxface.tasks.vae import RECONSTRUCTION_LOSSES, VaeLoss, VaeTask
 from tests.golden import load
 from tests.smoke import EXPERIMENT, TINY, smoke_config, tiny_vae
@@ -269,3 +271,87 @@ def test_unknown_loss_says_what_there_is():
   with pytest.raises(UserError, match='unknown loss.name .*choose from l1, l2, ssim, ssim_l1, ssim_l2'):
     VaeLoss('ssim_l3', masks=True)
   assert dataclasses.replace(VaeLoss('l1', masks=True), masks=False).masks is False
+
+
+def test_what_the_configuration_says_reaches_the_task():
+  config = smoke_config('mask_ssim')
+  config.update_from_flattened_dict(
+    {
+      'loss.kl_weight': 0.5, 'loss.filter_size': 5, 'loss.fused_ssim': True, 'augment.flip': True,
+      'augment.crop_pixels': 2, 'augment.brightness': 0.1, 'augment.contrast': 0.2, 'augment.saturation': 0.3,
+      'accumulate_steps': 2, 'ema_decay': 0.5, 'model.sampling': 'reference', 'model.remat': True,
+    }
+  )  # fmt: skip
+  task = make_task(config, 'devices')
+  assert task.loss == VaeLoss('ssim', True, kl_weight=0.5, filter_size=5, fused_ssim=True, axis_name='devices')
+  assert task.augment == Augment(flip=True, crop_pixels=2, brightness=0.1, contrast=0.2, saturation=0.3)
+  assert (task.accumulate_steps, task.ema_decay) == (2, 0.5)
+  assert (task.model.sampling, task.model.remat, task.model.axis_name) == ('reference', True, 'devices')
+
+
+def test_the_widths_of_a_converted_network_are_its_own():
+  config = smoke_config('mask_l1')
+  with config.unlocked():
+    config.model.decoder_widths = (5, 6, 7, 8)
+  model = make_task(config).model
+  assert model.decoder_widths == (5, 6, 7, 8)
+  assert model.mask_widths == (2, 2, 2, 2)
+
+
+def test_the_loss_has_the_window_and_the_weight_that_it_is_told():
+  image, made = jax.random.uniform(jax.random.key(0), (2, 1, 12, 12, 3))
+  latent = jnp.ones((1, 4)), jnp.zeros((1, 4))
+  loss = VaeLoss('ssim', masks=False, kl_weight=3.0, filter_size=5)
+  _, terms = loss(Prediction(made, made, None, None, *latent), image, None)
+  np.testing.assert_allclose(terms['ssim'], losses.ssim_loss(image, made, filter_size=5), rtol=1e-6)
+  np.testing.assert_allclose(terms['kl'], 3 * 0.5, rtol=1e-6)
+
+
+def test_every_step_and_row_has_its_own_noise_and_its_own_variation(monkeypatch):
+  drawn = []
+  own = lambda state, batch, loss_fn, *_, **__: loss_fn(None, None, batch)
+  monkeypatch.setattr('jaxface.tasks.vae.update', own)
+
+  class Noted(VaeTask):
+    def draw_noise(self, key, batch):
+      drawn.append(jax.random.key_data(row_keys(key, batch)))
+      raise StopIteration
+
+  def augment(batch, keys):
+    drawn.append(jax.random.key_data(keys))
+    return batch
+
+  plain = _tiny('nomask_l1')
+  task = Noted(plain.model, plain.loss, plain.optimizer, augment=augment)
+  batch = {'image': np.zeros((2, TINY, TINY, 3), np.uint8), 'row': np.arange(2)}
+  for seed in (0, 1):
+    with pytest.raises(StopIteration):
+      task.train_step(None, batch, jax.random.key(seed))
+  assert len(np.unique(np.concatenate(drawn), axis=0)) == 8
+  noise = plain.draw_noise(jax.random.key(0), {'row': jnp.array([3, 4])})
+  np.testing.assert_array_equal(noise[1], plain.draw_noise(jax.random.key(0), {'row': jnp.array([4])})[0])
+  assert not np.isclose(noise[0], noise[1]).any()
+
+
+def test_pictures_and_what_is_compared_are_what_they_are_called(one_batch):
+  task, state, key = _tiny('mask_l1'), for_evaluation(_fresh(True)), jax.random.key(3)
+  shown, compared = jax.jit(lambda: (task.render(state, one_batch, key), task.compared(state, one_batch)._asdict()))()
+  assert set(shown) == set(task.columns)
+  image, mask = one_batch['image'] / np.float32(255), one_batch['mask'] / np.float32(255)
+  made = {
+    'whole': shown['decoded'],
+    'true_mask': shown['decoded'] * mask + image * (1 - mask),
+    'predicted_mask': shown['decoded'] * shown['predicted mask'] + image * (1 - shown['predicted mask']),
+  }
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+  close(shown['input'], image)
+  close(shown['true mask'], mask)
+  close(shown['by true mask'], made['true_mask'])
+  close(shown['by predicted mask'], made['predicted_mask'])
+  close(shown['sample'], task.decode(state, task.draw_noise(key, one_batch)))
+  close(compared['real'], image)
+  assert compared['pairs'].keys() == compared['sets'].keys() == made.keys()
+  for name, picture in made.items():
+    close(compared['pairs'][name][0], image)
+    close(compared['pairs'][name][1], picture)
+    close(compared['sets'][name], picture)
