@@ -11,7 +11,6 @@ Its rows are one for each channel that is summed over. Where these are few as we
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxface.plain_conv import Geometry
@@ -28,33 +27,25 @@ def pays(geometry: Geometry, outputs: int) -> bool:
 
 def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """x [B, H, W, I], kernel [size, size, I, O] -> y [B, h, w, O]."""
-  # Exact: of every sum one term is not 0.
-  wide = jnp.einsum('vun,tuio->tvino', _places(geometry), kernel, precision=lax.Precision.HIGHEST)
-  wide = wide.reshape(*wide.shape[:3], -1).astype(kernel.dtype)
-  y = _by_wide_windows(geometry, x, wide)
+  last = _at_once(geometry) - 1
+  wide = jnp.stack([jnp.pad(kernel, ((0, 0), (n, last - n), (0, 0), (0, 0))) for n in range(last + 1)], 3)
+  y = _by_wide_windows(geometry, x, wide.reshape(*wide.shape[:3], -1))
   return y.reshape(*y.shape[:2], -1, kernel.shape[3])[:, :, : geometry.out_width]
 
 
 def kernel_gradient(geometry: Geometry, x: jax.Array, y: jax.Array) -> jax.Array:
   """x [B, H, W, I], y [B, h, w, O] -> [size, size, I, O]."""
-  places, at_once, outputs = _places(geometry), _at_once(geometry), y.shape[3]
+  size, at_once, outputs = geometry.size, _at_once(geometry), y.shape[3]
   y = jnp.pad(y, ((0, 0), (0, 0), (0, -geometry.out_width % at_once), (0, 0)))
   y = y.reshape(*y.shape[:2], -1, at_once * outputs)
-  wide = jax.ShapeDtypeStruct((geometry.size, len(places), x.shape[3], y.shape[3]), x.dtype)
+  wide = jax.ShapeDtypeStruct((size, size + at_once - 1, x.shape[3], y.shape[3]), x.dtype)
   found = jax.linear_transpose(lambda wide: _by_wide_windows(geometry, x, wide), wide)(y)[0].astype(jnp.float32)
   found = found.reshape(*found.shape[:3], at_once, outputs)
-  return jnp.einsum('vun,tvino->tuio', places, found, precision=lax.Precision.HIGHEST).astype(x.dtype)
+  return sum(found[:, n : n + size, :, n] for n in range(at_once)).astype(x.dtype)
 
 
 def _at_once(geometry: Geometry) -> int:
   return min(_AT_ONCE, geometry.out_width)
-
-
-def _places(geometry: Geometry) -> np.ndarray:
-  """Which tap each column of the wide kernel is for each of the pixels at once: [size + N - 1, size, N], 0 or 1."""
-  size, at_once = geometry.size, _at_once(geometry)
-  column, tap, pixel = np.ogrid[: size + at_once - 1, :size, :at_once]
-  return (column == tap + pixel).astype(np.float32)
 
 
 def _by_wide_windows(geometry: Geometry, x: jax.Array, wide: jax.Array) -> jax.Array:

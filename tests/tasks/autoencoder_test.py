@@ -325,7 +325,7 @@ def test_what_the_configuration_says_reaches_the_task():
     }
   )  # fmt: skip
   task = make_autoencoder(config, 'devices')
-  assert (task.loss.adversarial, task.loss.start, task.loss.axis_name) == (0.25, 7, 'devices')
+  assert (task.loss.adversarial, task.loss.adversarial_start, task.loss.axis_name) == (0.25, 7, 'devices')
   assert task.augment == Augment(flip=True)
   assert (task.accumulate_steps, task.ema_decay, task.axis_name) == (2, 0.5, 'devices')
   assert (task.model.codebook_spread, task.model.dtype, task.model.remat) == (0.125, jnp.bfloat16, True)

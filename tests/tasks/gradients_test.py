@@ -29,7 +29,7 @@ def test_pieces_have_the_gradient_and_the_metrics_of_the_whole(pieces):
 
 
 def test_the_average_moves_towards_the_parameters_after_the_update():
-  state = first_state(PARAMS, jnp.int32(0), optax.sgd(0.1).init(PARAMS), averaged=True)
+  state = first_state(PARAMS, jnp.int32(0), optax.sgd(0.1).init(PARAMS), ema=PARAMS)
   gradient = jax.grad(lambda params: _loss(params, 0, BATCH)[0])(PARAMS)['w']
   after, _ = update(state, BATCH, _loss, optax.sgd(0.1), ema_decay=0.75)
   np.testing.assert_allclose(after.params['w'], PARAMS['w'] - 0.1 * gradient, rtol=1e-6)
