@@ -35,7 +35,7 @@ _MANY_CHANNELS = {'convolve': 64, 'kernel_gradient': 32}
 # Of fewer pixels in all it takes longer to transform the kernel, or its gradient, than is saved.
 _WORTH_A_KERNEL = 512
 # Up to so many outputs XLA on CPU is slow at transposed convolutions by stride 2.
-_FEW_OUTPUTS = 32
+_FEW_TRANSPOSED = 32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,7 +60,7 @@ def _transpose(geometry: Geometry, y: jax.Array, kernel: jax.Array) -> jax.Array
   if geometry.stride == 1:
     return _convolve(geometry.mirrored(), y, flipped)
   on_cpu = plain = functools.partial(plain_conv.transpose, geometry)
-  few = kernel.shape[2] <= _FEW_OUTPUTS or max(geometry.out_height, geometry.out_width) <= _TINY
+  few = kernel.shape[2] <= _FEW_TRANSPOSED or max(geometry.out_height, geometry.out_width) <= _TINY
   if few and geometry.stride == 2 and geometry.size == 3 and geometry.pad == 0:
     on_cpu = functools.partial(cpu_conv.transpose_by_phases, geometry)
   return _by_platform(y, flipped, cpu=on_cpu, default=plain)
@@ -112,7 +112,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def convolve(
-  x: jax.Array, kernel: jax.Array, *, stride: int = 1, pad: int = 0, precision: lax.Precision | None = None
+  x: jax.Array, kernel: jax.Array, *, stride: int = 1, pad: int = 0, precision: lax.PrecisionLike = None
 ) -> jax.Array:
   """Cross-correlation as PyTorch has it: `pad` zeros on every side.
 

@@ -24,6 +24,29 @@ def spread(small: jax.Array, like: jax.Array) -> jax.Array:
   return jnp.broadcast_to(small.astype(jnp.float32), like.shape).astype(like.dtype)
 
 
+class SameConv(nn.Module):
+  """Convolution with zero padding and bias that keeps the size.
+
+  Parameters `kernel` [size, size, I, features] and `bias` [features] (zeros) are float32; the work is done in `dtype`.
+  `size` is odd; `precision` is that of an accelerator's products.
+  """
+
+  features: int
+  size: int
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+  precision: lax.PrecisionLike = None
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BHWI: jax.Array) -> jax.Array:
+    """[B, H, W, I] -> [B, H, W, features] in `dtype`."""
+    shape = (self.size, self.size, x_BHWI.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32).astype(self.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+    y_BHWO = conv.convolve(x_BHWI.astype(self.dtype), kernel, pad=self.size // 2, precision=self.precision)
+    return y_BHWO + spread(bias, y_BHWO)
+
+
 class Conv3x3(nn.Module):
   """3x3 convolution with zero padding and bias.
 

@@ -23,7 +23,7 @@ class Geometry(NamedTuple):
   out_height: int
   out_width: int
   size: int = 3
-  precision: lax.Precision | None = None
+  precision: lax.PrecisionLike = None
 
   def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros before and after x's rows and columns that make it yield exactly y's."""

@@ -69,7 +69,7 @@ def test_values_and_derivatives_equal_those_of_plain_convolutions(kind, size, in
 def test_the_forms_for_large_convolutions_equal_plain_ones(kind, size, few_outputs, monkeypatch):
   monkeypatch.setattr(conv, '_MANY_PIXELS', 1)
   monkeypatch.setattr(conv, '_MANY_CHANNELS', {'convolve': 1, 'kernel_gradient': 1})
-  monkeypatch.setattr(conv, '_FEW_OUTPUTS', few_outputs)
+  monkeypatch.setattr(conv, '_FEW_TRANSPOSED', few_outputs)
   monkeypatch.setattr(conv, '_TINY', 0)
   fast, plain = PAIRS[kind]
   arguments = _inputs(kind, size, 6, 5)

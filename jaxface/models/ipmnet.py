@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxface.conv import convolve
 from jaxface.errors import UserError, check_at_least, check_floats
-from jaxface.layers import Dtype, spread
+from jaxface.layers import Dtype, SameConv, spread
 from jaxface.models.group_norm import group_norm
 
 # Halvings in the style encoder, of which the first two double the channels.
@@ -74,27 +74,6 @@ class Conv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     y = convolve(reflect(x_BHWI.astype(self.dtype), self.pad), kernel.astype(self.dtype), stride=self.stride)
     return y if self.normalised else y + spread(bias, y)
-
-
-class ExactConv(nn.Module):
-  """Convolution with zero padding and bias in float32: what pictures themselves go through, whatever `dtype` is.
-
-  Parameters `kernel` [size, size, I, features] and `bias` [features] (zeros); `size` is odd.
-  """
-
-  features: int
-  size: int
-  kernel_init: nn.initializers.Initializer
-
-  @nn.compact
-  def __call__(self, x_BHWI: jax.Array) -> jax.Array:
-    """[B, H, W, I] -> [B, H, W, features], float32."""
-    kernel = self.param(
-      'kernel', self.kernel_init, (self.size, self.size, x_BHWI.shape[-1], self.features), jnp.float32
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    y = convolve(x_BHWI, kernel, pad=self.size // 2, precision=lax.Precision.HIGHEST)
-    return y + spread(bias, y)
 
 
 class ResidualBlock(nn.Module):
@@ -259,7 +238,9 @@ class Decoder(nn.Module):
       x = up(self.dim * 2 ** (self.num_downsamples - 1 - i), self.dtype, name=f'up{i}')(x)
     x = Conv(3, 7, pad=3, dtype=self.dtype, name='out')(x)
     picture = x.astype(jnp.float32) + shortcut.astype(jnp.float32)
-    return ExactConv(3, 7, pass_through if self.passes_through else he_fan_in, name='final')(picture)
+    # The picture itself goes through this one, so it is exact whatever `dtype` is.
+    init = pass_through if self.passes_through else he_fan_in
+    return SameConv(3, 7, kernel_init=init, precision=lax.Precision.HIGHEST, name='final')(picture)
 
 
 class IPMNet(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxface.errors import UserError
-from jaxface.layers import Dtype
+from jaxface.layers import Dtype, SameConv
 from jaxface.max_pool import max_pool2x2
 
 VGG16 = (2, 2, 3, 3, 3)
@@ -62,7 +62,7 @@ class Vgg(nn.Module):
       if i == 1 and group > 1:
         x_BHWC = max_pool2x2(x_BHWC)
       name = f'conv{group}_{i}'
-      conv = nn.Conv(self.widths[group - 1], (3, 3), dtype=self.dtype, precision=self.precision, name=name)
+      conv = SameConv(self.widths[group - 1], 3, precision=self.precision, dtype=self.dtype, name=name)
       x_BHWC = found[name] = conv(x_BHWC)
       x_BHWC = found[f'relu{group}_{i}'] = nn.relu(x_BHWC)
     return tuple(found[tap] for tap in self.taps)
