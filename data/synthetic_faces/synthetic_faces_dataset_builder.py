@@ -42,14 +42,14 @@ class SyntheticFacesConfig(tfds.core.BuilderConfig):
   """
 
   size: int = 144
-  count: int = 10_000
+  count: int = 20_000
   seed: int = 0
   makeup_pairs: bool = False
   aligned: bool = False
 
 
 def make_config(
-  *, size: int = 144, count: int = 10_000, seed: int = 0, makeup_pairs: bool = False, aligned: bool = False
+  *, size: int = 144, count: int = 20_000, seed: int = 0, makeup_pairs: bool = False, aligned: bool = False
 ) -> SyntheticFacesConfig:
   """A config: `faces_<size>`, `faces_aligned_<size>`, `makeup_<size>`, `makeup_aligned_<size>`."""
   if size < 16:
