@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 
 
 class KerasAdamState(NamedTuple):
@@ -141,9 +141,8 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
   """
   if config.name not in OPTIMIZERS:
     raise UserError(f'unknown optimizer.name {config.name!r}; choose from {", ".join(OPTIMIZERS)}')
-  for name in ('clip_each', 'clip_global', 'weight_decay', 'l2'):
-    if config.get(name, 0) < 0:
-      raise UserError(f'optimizer.{name}={config[name]}; give at least 0')
+  given = [name for name in ('clip_each', 'clip_global', 'weight_decay', 'l2') if name in config]
+  check_at_least(0, config, *given, part='optimizer.')
   schedule = learning_rate_schedule(
     config.learning_rate,
     total_steps=total_steps,
