@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image, ImageEnhance
 
 from jaxface import labels
+from jaxface.aot import hlo
 from jaxface.cli import load_config
 from jaxface.convert import from_reference, to_reference
 from jaxface.errors import UserError
@@ -82,9 +83,15 @@ def test_ohem_sees_the_whole_batch_on_any_number_of_devices(threshold):
 
   value, gradient = jax.jit(step)(logits, label)
   rows = NamedSharding(Mesh(jax.devices()[:4], 'data'), P('data'))
-  sharded = jax.jit(step)(*jax.device_put((logits, label), rows))
+  spread = jax.device_put((logits, label), rows)
+  compiled = jax.jit(step).lower(*spread).compile()
+  sharded = compiled(*spread)
   np.testing.assert_allclose(sharded[0], value, rtol=1e-6)
   np.testing.assert_allclose(sharded[1], gradient, atol=1e-7)
+  # Fifteen counts for a digit, three that weights need, and the loss: no device needs another one's pixels.
+  exchanges = hlo.collectives(compiled.as_text())
+  assert {each.kind for each in exchanges} == {'all-reduce'}
+  assert sum(each.bytes for each in exchanges) == 4 * (15 + 3 + 1)
   replicas = jax.pmap(functools.partial(step, axis_name='replicas'), 'replicas')(logits[:, None], label[:, None])
   np.testing.assert_allclose(replicas[0], np.full(4, value), rtol=1e-6)
   # Devices average their gradients, so each must be as many times as large.
