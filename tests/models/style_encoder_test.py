@@ -99,11 +99,26 @@ def test_grouped_convolution_and_its_gradients_are_those_of_xla(stride, inputs, 
 
     return jax.jit(run)(x, kernel)
 
-  ours = all_of(lambda x, kernel: grouped_conv3x3(x, kernel, 3, stride))
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, all_of(by_xla))
+  forms = [grouped_conv3x3, *(functools.partial(style_encoder._by_convolution, together=n) for n in (1, 2, 3))]
+  for form in forms:
+    ours = all_of(lambda x, kernel, form=form: form(x, kernel, 3, stride))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, all_of(by_xla))
 
 
-def test_on_gpus_a_spread_batch_is_convolved_where_it_lies():
+@pytest.mark.parametrize(
+  ('inputs', 'outputs', 'groups'), [(4, 8, 1), (8, 16, 3), (32, 64, 10), (128, 256, 19), (32, 8, 5), (256, 64, 19)]
+)
+def test_tpus_convolve_groups_as_wide_as_their_matrix_units(inputs, outputs, groups):
+  conv = jax.jit(lambda x, kernel: grouped_conv3x3(x, kernel, 19, 1))
+  shapes = (2, 8, 8, 19 * inputs), (3, 3, inputs, 19 * outputs)
+  traced = conv.trace(*(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes))
+  for platform, expected in (('tpu', groups), ('cuda', 19)):
+    assert f'feature_group_count = {expected} ' in traced.lower(lowering_platforms=(platform,)).as_text()
+  assert 'feature_group_count' not in traced.lower(lowering_platforms=('cpu',)).as_text()
+
+
+@pytest.mark.parametrize('together', [1, 2])
+def test_on_accelerators_a_spread_batch_is_convolved_where_it_lies(together):
   mesh = make_mesh(2)
   rng = np.random.default_rng(1)
   x = jax.device_put(rng.standard_normal((8, 5, 6, 6), np.float32), NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
@@ -114,16 +129,13 @@ def test_on_gpus_a_spread_batch_is_convolved_where_it_lies():
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return (form(x, kernel, 3, 2) ** 2).sum()
 
-    traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, kernel)
-    return traced, traced.lower().compile()
+    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel).compile()
 
-  _, ours = run(style_encoder._by_convolution)
-  traced, expected = run(grouped_conv3x3)
+  ours = run(functools.partial(style_encoder._by_convolution, together=together))
+  expected = run(grouped_conv3x3)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
   jax.tree.map(close, ours(x, kernel), expected(x, kernel))
   assert set(hlo.by_kind(hlo.collectives(ours.as_text()))) == {'all-reduce'}
-  programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ('cuda', 'cpu')}
-  assert {name: 'feature_group_count = 3' in text for name, text in programs.items()} == {'cuda': True, 'cpu': False}
 
 
 def test_tokens_pool_over_each_class_alone():
