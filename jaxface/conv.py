@@ -11,8 +11,8 @@ XLA runs the first two well nearly everywhere. On CPU it writes a kernel gradien
 window, 3 to 30 times slower than the matrix products that only a program lowered for CPU contains; so it is with
 convolutions of pictures of 2x2 pixels, whose roles it swaps, and with transposes by stride 2 of few outputs, which it
 convolves with the zeros between (`jaxface.cpu_conv`). Convolutions of many channels and pixels it runs at the speed of
-the hardware there; `jaxface.winograd` makes them fewer multiplications. On TPU few outputs leave the matrix units idle
-(`jaxface.few_outputs`).
+the hardware there; `jaxface.winograd` makes them fewer multiplications. On TPU few channels leave memory and matrix
+units half empty (`jaxface.row_blocks`).
 """
 
 # B batch | H,W pixels of x | h,w pixels of y | I channels of x | O channels of y
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxface import cpu_conv, few_outputs, plain_conv, winograd
+from jaxface import cpu_conv, plain_conv, row_blocks, winograd
 from jaxface.plain_conv import Geometry
 
 # Pictures up to this size are convolved by a matrix product on CPU.
@@ -48,8 +48,8 @@ def _convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     on_cpu = lambda x, kernel: winograd.convolve(cpu_conv.pad_x(x, geometry), kernel)
   elif not geometry.padded():
     on_cpu = functools.partial(cpu_conv.convolve_with_spare_row, geometry)
-  if few_outputs.pays(geometry, kernel.shape[3]):
-    on_tpu = functools.partial(few_outputs.convolve, geometry)
+  if row_blocks.pays(geometry, len(x), *kernel.shape[2:]):
+    on_tpu = functools.partial(row_blocks.convolve, geometry)
   return _by_platform(x, kernel, cpu=on_cpu, tpu=on_tpu, default=plain)
 
 
@@ -59,11 +59,13 @@ def _transpose(geometry: Geometry, y: jax.Array, kernel: jax.Array) -> jax.Array
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
   if geometry.stride == 1:
     return _convolve(geometry.mirrored(), y, flipped)
-  on_cpu = plain = functools.partial(plain_conv.transpose, geometry)
+  on_cpu = on_tpu = plain = functools.partial(plain_conv.transpose, geometry)
   few = kernel.shape[2] <= _FEW_TRANSPOSED or max(geometry.out_height, geometry.out_width) <= _TINY
   if few and geometry.stride == 2 and geometry.size == 3 and geometry.pad == 0:
     on_cpu = functools.partial(cpu_conv.transpose_by_phases, geometry)
-  return _by_platform(y, flipped, cpu=on_cpu, default=plain)
+  if row_blocks.pays(geometry, len(y), *kernel.shape[2:]):
+    on_tpu = functools.partial(row_blocks.transpose, geometry)
+  return _by_platform(y, flipped, cpu=on_cpu, tpu=on_tpu, default=plain)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -76,8 +78,8 @@ def _kernel_gradient(geometry: Geometry, x: jax.Array, y: jax.Array) -> jax.Arra
     on_cpu = functools.partial(cpu_conv.kernel_gradient_with_spare_row, geometry)
   else:
     on_cpu = functools.partial(cpu_conv.kernel_gradient_by_products, geometry)
-  if few_outputs.pays(geometry, y.shape[3]):
-    on_tpu = functools.partial(few_outputs.kernel_gradient, geometry)
+  if row_blocks.pays(geometry, len(x), x.shape[-1], y.shape[-1]):
+    on_tpu = functools.partial(row_blocks.kernel_gradient, geometry)
   return _by_platform(x, y, cpu=on_cpu, tpu=on_tpu, default=plain)
 
 
@@ -112,19 +114,26 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def convolve(
-  x: jax.Array, kernel: jax.Array, *, stride: int = 1, pad: int = 0, precision: lax.PrecisionLike = None
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  stride: int = 1,
+  pad: int = 0,
+  precision: lax.PrecisionLike = None,
+  blocks: bool = True,
 ) -> jax.Array:
   """Cross-correlation as PyTorch has it: `pad` zeros on every side.
 
   [B, H, W, I], kernel [k, k, I, O] -> [B, h, w, O], h = floor((H + 2 pad - k) / stride) + 1. `precision` is that of an
-  accelerator's products.
+  accelerator's products. A TPU may take blocks of a row's pixels as one (`jaxface.row_blocks`), unless `blocks` is off:
+  it costs more than it saves where pools and sums around want each pixel by itself.
   """
   size = len(kernel)
   outputs = tuple((side + 2 * pad - size) // stride + 1 for side in x.shape[1:3])
   # Without the last rows and columns that no window reaches.
   height, width = (stride * (out - 1) + size - pad for out in outputs)
   x = x[:, :height, :width]
-  return _convolve(Geometry(stride, pad, *x.shape[1:3], *outputs, size, precision), x, kernel)
+  return _convolve(Geometry(stride, pad, *x.shape[1:3], *outputs, size, precision, blocks), x, kernel)
 
 
 def convolve_transpose(y: jax.Array, kernel: jax.Array, *, stride: int, pad: int) -> jax.Array:

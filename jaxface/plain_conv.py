@@ -13,7 +13,7 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 class Geometry(NamedTuple):
   """Where y's pixels lie on x's: `stride` apart, the first window beginning `pad` before x's first pixel.
 
-  `precision` is that of an accelerator's products; a CPU's are always exact.
+  `precision` is that of an accelerator's products; a CPU's are always exact. `blocks`: see `conv.convolve`.
   """
 
   stride: int
@@ -24,6 +24,7 @@ class Geometry(NamedTuple):
   out_width: int
   size: int = 3
   precision: lax.PrecisionLike = None
+  blocks: bool = True
 
   def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
     """Zeros before and after x's rows and columns that make it yield exactly y's."""
