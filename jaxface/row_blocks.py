@@ -27,7 +27,7 @@ _FEW_OUTPUTS, _MANY_PIXELS = 4, 16
 def pays(geometry: Geometry, rows: int, inputs: int, outputs: int) -> bool:
   """Whether a convolution of a batch of `rows` pictures, from and to so many channels, gains by this.
 
-  A TPU may as well keep a device's pictures side by side; of a full number of these it does so from the beginning.
+  128 pictures or more on a device a TPU keeps side by side instead; taking blocks of these would only move them.
   """
   by_pictures = rows_per_device(rows) >= _UNIT and outputs > _FEW_OUTPUTS
   return geometry.blocks and geometry.size > 1 and not by_pictures and max(_blocks(geometry, inputs, outputs)) > 1
