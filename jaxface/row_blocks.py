@@ -56,8 +56,9 @@ def kernel_gradient(geometry: Geometry, x: jax.Array, y: jax.Array) -> jax.Array
 
 
 def _blocks(geometry: Geometry, inputs: int, outputs: int) -> tuple[int, int]:
-  """M and N; M divides stride N."""
-  n = _MANY_PIXELS if outputs <= _FEW_OUTPUTS else _power_of_two(_UNIT // max(outputs, inputs // geometry.stride))
+  """M and N, powers of two unless the stride is none; M divides stride N."""
+  many = _MANY_PIXELS if outputs <= _FEW_OUTPUTS else _UNIT // max(outputs, inputs // geometry.stride)
+  n = _power_of_two(min(many, geometry.out_width))
   return math.gcd(geometry.stride * n, _power_of_two(_UNIT // inputs)), n
 
 
