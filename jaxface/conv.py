@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxface import cpu_conv, plain_conv, row_blocks, winograd
+from jaxface.meshes import rows_per_device
 from jaxface.plain_conv import Geometry
 
 # Pictures up to this size are convolved by a matrix product on CPU.
@@ -34,6 +35,8 @@ _MANY_PIXELS = 16
 _MANY_CHANNELS = {'convolve': 64, 'kernel_gradient': 32}
 # Of fewer pixels in all it takes longer to transform the kernel, or its gradient, than is saved.
 _WORTH_A_KERNEL = 512
+# As many pictures fill a TPU's lanes.
+_MANY_ROWS = 128
 # Up to so many outputs XLA on CPU is slow at transposed convolutions by stride 2.
 _FEW_TRANSPOSED = 32
 
@@ -48,7 +51,7 @@ def _convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     on_cpu = lambda x, kernel: winograd.convolve(cpu_conv.pad_x(x, geometry), kernel)
   elif not geometry.padded():
     on_cpu = functools.partial(cpu_conv.convolve_with_spare_row, geometry)
-  if row_blocks.pays(geometry, len(x), *kernel.shape[2:]):
+  if row_blocks.pay(geometry, *kernel.shape[2:]):
     on_tpu = functools.partial(row_blocks.convolve, geometry)
   return _by_platform(x, kernel, cpu=on_cpu, tpu=on_tpu, default=plain)
 
@@ -63,7 +66,7 @@ def _transpose(geometry: Geometry, y: jax.Array, kernel: jax.Array) -> jax.Array
   few = kernel.shape[2] <= _FEW_TRANSPOSED or max(geometry.out_height, geometry.out_width) <= _TINY
   if few and geometry.stride == 2 and geometry.size == 3 and geometry.pad == 0:
     on_cpu = functools.partial(cpu_conv.transpose_by_phases, geometry)
-  if row_blocks.pays(geometry, len(y), *kernel.shape[2:]):
+  if row_blocks.pay(geometry, *kernel.shape[2:]):
     on_tpu = functools.partial(row_blocks.transpose, geometry)
   return _by_platform(y, flipped, cpu=on_cpu, tpu=on_tpu, default=plain)
 
@@ -78,7 +81,7 @@ def _kernel_gradient(geometry: Geometry, x: jax.Array, y: jax.Array) -> jax.Arra
     on_cpu = functools.partial(cpu_conv.kernel_gradient_with_spare_row, geometry)
   else:
     on_cpu = functools.partial(cpu_conv.kernel_gradient_by_products, geometry)
-  if row_blocks.pays(geometry, len(x), x.shape[-1], y.shape[-1]):
+  if row_blocks.pay(geometry, x.shape[-1], y.shape[-1]):
     on_tpu = functools.partial(row_blocks.kernel_gradient, geometry)
   return _by_platform(x, y, cpu=on_cpu, tpu=on_tpu, default=plain)
 
@@ -125,15 +128,16 @@ def convolve(
   """Cross-correlation as PyTorch has it: `pad` zeros on every side.
 
   [B, H, W, I], kernel [k, k, I, O] -> [B, h, w, O], h = floor((H + 2 pad - k) / stride) + 1. `precision` is that of an
-  accelerator's products. A TPU may take blocks of a row's pixels as one (`jaxface.row_blocks`), unless `blocks` is off:
-  it costs more than it saves where pools and sums around want each pixel by itself.
+  accelerator's products. Without `blocks` a TPU takes no blocks of a row's pixels as one (`jaxface.row_blocks`), which
+  cost more than they save where pools, sums and borders around take them apart again.
   """
   size = len(kernel)
   outputs = tuple((side + 2 * pad - size) // stride + 1 for side in x.shape[1:3])
   # Without the last rows and columns that no window reaches.
   height, width = (stride * (out - 1) + size - pad for out in outputs)
   x = x[:, :height, :width]
-  return _convolve(Geometry(stride, pad, *x.shape[1:3], *outputs, size, precision, blocks), x, kernel)
+  geometry = Geometry(stride, pad, *x.shape[1:3], *outputs, size, precision, blocks and _few_rows(x))
+  return _convolve(geometry, x, kernel)
 
 
 def convolve_transpose(y: jax.Array, kernel: jax.Array, *, stride: int, pad: int) -> jax.Array:
@@ -143,7 +147,7 @@ def convolve_transpose(y: jax.Array, kernel: jax.Array, *, stride: int, pad: int
   """
   size = len(kernel)
   sides = (stride * (side - 1) + size - 2 * pad for side in y.shape[1:3])
-  return _transpose(Geometry(stride, pad, *sides, *y.shape[1:3], size), y, kernel)
+  return _transpose(Geometry(stride, pad, *sides, *y.shape[1:3], size, blocks=_few_rows(y)), y, kernel)
 
 
 def conv_transpose3x3(x: jax.Array, kernel: jax.Array, *, odd: bool) -> jax.Array:
@@ -153,4 +157,10 @@ def conv_transpose3x3(x: jax.Array, kernel: jax.Array, *, odd: bool) -> jax.Arra
   [B, 2H+1, 2W+1, O] (Keras 'valid').
   """
   height, width = x.shape[1:3]
-  return _transpose(Geometry(2, 0, 2 * height + odd, 2 * width + odd, height, width), x, kernel)
+  geometry = Geometry(2, 0, 2 * height + odd, 2 * width + odd, height, width, blocks=_few_rows(x))
+  return _transpose(geometry, x, kernel)
+
+
+def _few_rows(x: jax.Array) -> bool:
+  """Whether a device has few pictures of a batch: many a TPU puts side by side, where blocks would only move them."""
+  return rows_per_device(len(x)) < _MANY_ROWS

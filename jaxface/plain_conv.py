@@ -13,7 +13,8 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 class Geometry(NamedTuple):
   """Where y's pixels lie on x's: `stride` apart, the first window beginning `pad` before x's first pixel.
 
-  `precision` is that of an accelerator's products; a CPU's are always exact. `blocks`: see `conv.convolve`.
+  `precision` is that of an accelerator's products; a CPU's are always exact. `blocks`: whether a TPU may
+  take blocks of pixels as one.
   """
 
   stride: int

@@ -16,21 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxface.meshes import rows_per_device
 from jaxface.plain_conv import Geometry
 
+# Of lanes, of a matrix unit's rows and of its columns.
 _UNIT = 128
 # So few outputs leave nearly all columns idle: then y's blocks are larger than x's.
 _FEW_OUTPUTS, _MANY_PIXELS = 4, 16
 
 
-def pays(geometry: Geometry, rows: int, inputs: int, outputs: int) -> bool:
-  """Whether a convolution of a batch of `rows` pictures, from and to so many channels, gains by this.
-
-  128 pictures or more on a device a TPU keeps side by side instead; taking blocks of these would only move them.
-  """
-  by_pictures = rows_per_device(rows) >= _UNIT and outputs > _FEW_OUTPUTS
-  return geometry.blocks and geometry.size > 1 and not by_pictures and max(_blocks(geometry, inputs, outputs)) > 1
+def pay(geometry: Geometry, inputs: int, outputs: int) -> bool:
+  """Whether a convolution from and to so many channels gains by them."""
+  return geometry.size > 1 and max(_blocks(geometry, inputs, outputs)) > 1
 
 
 def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -57,9 +53,10 @@ def kernel_gradient(geometry: Geometry, x: jax.Array, y: jax.Array) -> jax.Array
 
 def _blocks(geometry: Geometry, inputs: int, outputs: int) -> tuple[int, int]:
   """M and N, powers of two unless the stride is none; M divides stride N."""
-  many = _MANY_PIXELS if outputs <= _FEW_OUTPUTS else _UNIT // max(outputs, inputs // geometry.stride)
+  filled = _UNIT if geometry.blocks else 1
+  many = _MANY_PIXELS if outputs <= _FEW_OUTPUTS else filled // max(outputs, inputs // geometry.stride)
   n = _power_of_two(min(many, geometry.out_width))
-  return math.gcd(geometry.stride * n, _power_of_two(_UNIT // inputs)), n
+  return math.gcd(geometry.stride * n, _power_of_two(filled // inputs)), n
 
 
 def _power_of_two(limit: int) -> int:
