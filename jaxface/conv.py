@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxface import cpu_conv, plain_conv, row_blocks, winograd
-from jaxface.meshes import rows_per_device
+from jaxface.meshes import TPU_LANES, rows_per_device
 from jaxface.plain_conv import Geometry
 
 # Pictures up to this size are convolved by a matrix product on CPU.
@@ -35,8 +35,6 @@ _MANY_PIXELS = 16
 _MANY_CHANNELS = {'convolve': 64, 'kernel_gradient': 32}
 # Of fewer pixels in all it takes longer to transform the kernel, or its gradient, than is saved.
 _WORTH_A_KERNEL = 512
-# As many pictures fill a TPU's lanes.
-_MANY_ROWS = 128
 # Up to so many outputs XLA on CPU is slow at transposed convolutions by stride 2.
 _FEW_TRANSPOSED = 32
 
@@ -163,4 +161,4 @@ def conv_transpose3x3(x: jax.Array, kernel: jax.Array, *, odd: bool) -> jax.Arra
 
 def _few_rows(x: jax.Array) -> bool:
   """Whether a device has few pictures of a batch: many a TPU puts side by side, where blocks would only move them."""
-  return rows_per_device(len(x)) < _MANY_ROWS
+  return rows_per_device(len(x)) < TPU_LANES

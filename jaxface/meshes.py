@@ -20,6 +20,9 @@ BATCH_AXES = ('data', 'fsdp')
 # convolution: no faster than with so many rows, and it moves more.
 TPU_ROWS = 8
 
+# A TPU keeps so many channels or pictures side by side; its matrix units have as many rows and columns, or twice that.
+TPU_LANES = 128
+
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh with axes ('data', 'fsdp') over all devices, `fsdp` of them sharing one copy of the parameters.

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxface import plain_conv
+from jaxface.meshes import TPU_LANES
 from jaxface.plain_conv import Geometry
 
-# Of lanes, of a matrix unit's rows and of its columns.
-_UNIT = 128
 # So few outputs leave nearly all columns idle: then y's blocks are larger than x's.
 _FEW_OUTPUTS, _MANY_PIXELS = 4, 16
 
@@ -37,7 +37,8 @@ def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def transpose(geometry: Geometry, y: jax.Array, flipped: jax.Array) -> jax.Array:
   """y [B, h, w, O], the kernel with taps and channels turned round [size, size, O, I] -> x [B, H, W, I]."""
   wide = _widen(geometry, flipped[::-1, ::-1].swapaxes(2, 3))
-  x = jax.ShapeDtypeStruct((len(y), geometry.height, geometry.width, flipped.shape[3]), y.dtype)
+  # Inside `shard_map` x differs between devices where y does.
+  x = jax.eval_shape(functools.partial(plain_conv.transpose, geometry), y, flipped)
   return jax.linear_transpose(lambda x: _by_blocks(geometry, x, wide), x)(y)[0]
 
 
@@ -52,8 +53,8 @@ def kernel_gradient(geometry: Geometry, x: jax.Array, y: jax.Array) -> jax.Array
 
 
 def _blocks(geometry: Geometry, inputs: int, outputs: int) -> tuple[int, int]:
-  """M and N, powers of two unless the stride is none; M divides stride N."""
-  filled = _UNIT if geometry.blocks else 1
+  """M and N, powers of two; M divides stride N."""
+  filled = TPU_LANES if geometry.blocks else 1
   many = _MANY_PIXELS if outputs <= _FEW_OUTPUTS else filled // max(outputs, inputs // geometry.stride)
   n = _power_of_two(min(many, geometry.out_width))
   return math.gcd(geometry.stride * n, _power_of_two(filled // inputs)), n

@@ -19,11 +19,8 @@ from jax import lax
 from jaxface import resize
 from jaxface.errors import UserError
 from jaxface.layers import Dtype, spread
-from jaxface.meshes import on_own_rows, whole
+from jaxface.meshes import TPU_LANES, on_own_rows, whole
 from jaxface.models.unet_layers import Conv, GroupNorm, torch_bias_init, torch_init
-
-# Rows and columns of a TPU's matrix units.
-_UNIT = 128
 
 
 def grouped_conv3x3(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> jax.Array:
@@ -32,7 +29,7 @@ def grouped_conv3x3(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -
   [B, H, W, G I], kernel [3, 3, I, G O], G = `groups` -> [B, h, w, G O] in x's dtype, h = ceil(H / stride).
   """
   inputs, outputs = kernel.shape[2], kernel.shape[3] // groups
-  together = groups if groups * inputs <= _UNIT else max(1, _UNIT // max(inputs, outputs))
+  together = groups if groups * inputs <= TPU_LANES else max(1, TPU_LANES // max(inputs, outputs))
   on_tpu = lambda x, kernel: _by_convolution(x, kernel, groups, stride, together)
   on_gpu = lambda x, kernel: _by_convolution(x, kernel, groups, stride, together=1)
   by_products = lambda x, kernel: _by_products(x, kernel, groups, stride)
@@ -52,11 +49,12 @@ def _by_convolution(x: jax.Array, kernel: jax.Array, groups: int, stride: int, t
   def convolve(x, kernel):
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing * inputs)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, missing * outputs)))
-    kernel = kernel.reshape(3, 3, 1, inputs, wide_groups, together, outputs)
-    own = jnp.eye(together, dtype=kernel.dtype).reshape(1, 1, together, 1, 1, together, 1)
+    # In float32, as its gradient is summed, of which all but one term are zeros.
+    kernel = kernel.astype(jnp.float32).reshape(3, 3, 1, inputs, wide_groups, together, outputs)
+    own = jnp.eye(together, dtype=jnp.float32).reshape(1, 1, together, 1, 1, together, 1)
     y = lax.conv_general_dilated(
       x,
-      (kernel * own).reshape(3, 3, together * inputs, -1),
+      (kernel * own).reshape(3, 3, together * inputs, -1).astype(x.dtype),
       (stride, stride),
       ((1, 1), (1, 1)),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
