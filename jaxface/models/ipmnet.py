@@ -32,9 +32,37 @@ def pass_through(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.floa
   return jnp.zeros(shape, dtype).at[middle, middle].set(jnp.eye(shape[2], dtype=dtype))
 
 
-def reflect(x_BHWC: jax.Array, pixels: int) -> jax.Array:
-  """Mirrors so many pixels over every border, not repeating the outermost: [B, H, W, C] -> [B, H + 2p, W + 2p, C]."""
-  return jnp.pad(x_BHWC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='reflect')
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def mirror(x_BHWC: jax.Array, pixels: int, mode: str = 'reflect') -> jax.Array:
+  """Mirrors so many pixels over every border: [B, H, W, C] -> [B, H + 2p, W + 2p, C].
+
+  The outermost is not repeated in mode 'reflect', and is in mode 'symmetric', as NumPy has them.
+  """
+  return jnp.pad(x_BHWC, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
+
+
+def _fold_back(pixels: int, mode: str, _: None, y: jax.Array) -> tuple[jax.Array]:
+  """The gradient of `mirror`: what lies outside is added to where it was mirrored from.
+
+  In one expression, which XLA works out at once; differentiating the padding it would go through y for every border.
+  """
+  first = int(mode == 'reflect')
+  for axis in (1, 2):
+    size = y.shape[axis] - 2 * pixels
+    cut = functools.partial(lax.slice_in_dim, y, axis=axis)
+    place = functools.partial(_place, axis=axis, size=size)
+    before, behind = place(cut(0, pixels), first), place(cut(pixels + size, None), size - first - pixels)
+    y = cut(pixels, pixels + size) + before + behind
+  return (y,)
+
+
+mirror.defvjp(lambda x_BHWC, pixels, mode: (mirror(x_BHWC, pixels, mode), None), _fold_back)
+
+
+def _place(end: jax.Array, start: int, *, axis: int, size: int) -> jax.Array:
+  """Turned round along an axis and put within zeros."""
+  sides = (start, size - start - end.shape[axis])
+  return jnp.pad(lax.rev(end, (axis,)), [sides if i == axis else (0, 0) for i in range(end.ndim)])
 
 
 def instance_norm(x_BHWC: jax.Array, affine_B2C: jax.Array | None = None) -> jax.Array:
@@ -72,7 +100,8 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x_BHWI.shape[-1], self.features)
     kernel = self.param('kernel', he_fan_in, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-    y = convolve(reflect(x_BHWI.astype(self.dtype), self.pad), kernel.astype(self.dtype), stride=self.stride)
+    x = mirror(x_BHWI.astype(self.dtype), self.pad)
+    y = convolve(x, kernel.astype(self.dtype), stride=self.stride, blocks=False)
     return y if self.normalised else y + spread(bias, y)
 
 
@@ -109,8 +138,7 @@ def upsampled_conv5x5(x_BhwI: jax.Array, kernel: jax.Array) -> jax.Array:
   # Exact sums, whatever an accelerator multiplies in by default.
   small = jnp.einsum('ruy,svx,yxio->uvirso', phases, phases, kernel, precision=lax.Precision.HIGHEST)
   small, kernel = small.reshape(3, 3, inputs, -1).astype(x_BhwI.dtype), kernel.astype(x_BhwI.dtype)
-  edges = jnp.pad(x_BhwI, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
-  parts = convolve(edges, small).reshape(batch, height, width, 2, 2, -1)
+  parts = convolve(mirror(x_BhwI, 1, 'symmetric'), small).reshape(batch, height, width, 2, 2, -1)
 
   # Mirroring is no padding of x, but differs from repeated edges only where the outermost tap of the outermost line
   # meets the last line but one instead of the last. Along such a line it is an ordinary convolution.
@@ -132,10 +160,20 @@ def _along(line_BLI: jax.Array, taps: jax.Array, mode: str) -> jax.Array:
   return lax.dot_general(windows, taps.reshape(-1, taps.shape[-1]), (((2,), (0,)), ((), ())))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _add_at(array: jax.Array, summand: jax.Array, start: tuple[int, ...]) -> jax.Array:
-  """Adds to a part of an array, in place where nothing else needs the old values."""
+  """Adds to a part of an array, in place where nothing else needs the old values.
+
+  Its gradient is the given one and a part of it; by derivation every part would be taken out and added again.
+  """
   old = lax.dynamic_slice(array, start, summand.shape)
   return lax.dynamic_update_slice(array, old + summand, start)
+
+
+_add_at.defvjp(
+  lambda array, summand, start: (_add_at(array, summand, start), summand),
+  lambda start, summand, y: (y, lax.dynamic_slice(y, start, summand.shape)),
+)
 
 
 def from_parts(parts: jax.Array) -> jax.Array:

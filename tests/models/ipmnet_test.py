@@ -18,6 +18,7 @@ from jaxface.models.ipmnet import (
   from_parts,
   halve,
   instance_norm,
+  mirror,
   pass_through,
   upsampled_conv5x5,
 )
@@ -101,6 +102,25 @@ def test_discriminator_matches_the_golden_in_scores_penalty_and_gradient():
   named = convert.to_reference('ipmnet_discriminator', {'params': gradient})
   for name in [name for name in arrays if name.startswith('grad/')]:
     close(named[name.removeprefix('grad/')], arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize('mode', ['reflect', 'symmetric'])
+# On the last, every pixel is mirrored over both borders.
+@pytest.mark.parametrize(('size', 'pixels'), [((2, 3), 1), ((5, 7), 3), ((4, 4), 3)])
+def test_mirroring_has_the_gradient_of_numpys_padding(size, pixels, mode):
+  rng = np.random.default_rng(7)
+  x = rng.standard_normal((2, *size, 3)).astype(np.float32)
+  widened = (side + 2 * pixels for side in size)
+  weights = rng.standard_normal((2, *widened, 3)).astype(np.float32)
+  padded = lambda x: jnp.pad(x, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
+
+  def both(pad):
+    gradient = jax.grad(lambda x: jnp.sum(weights * pad(x) ** 3))
+    return pad(x), gradient(x), jax.grad(lambda x: jnp.sum(gradient(x) ** 2))(x)
+
+  actual, expected = (jax.jit(functools.partial(both, pad))() for pad in (lambda x: mirror(x, pixels, mode), padded))
+  np.testing.assert_array_equal(actual[0], expected[0])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), actual[1:], expected[1:])
 
 
 @pytest.mark.parametrize('size', [(3, 5), (2, 2)])
