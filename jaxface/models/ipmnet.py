@@ -82,9 +82,10 @@ def instance_norm(x_BHWC: jax.Array, affine_B2C: jax.Array | None = None) -> jax
 class Conv(nn.Module):
   """Convolution of the picture mirrored over its borders by `pad` pixels, with bias.
 
-  Parameters `kernel` [size, size, I, features] (He normal, fan in) and `bias` [features] (zeros) are float32; the work
-  is done in `dtype`. With `normalised` the bias is left out of the work, since an instance norm that follows takes any
-  constant away; it is a parameter still, as checkpoints have it, and its gradient is 0.
+  Parameters `kernel` [size, size, I, features] (He normal, fan in) and `bias` [features] (zeros) are float32; the
+  work is done in `dtype`. With `normalised` the bias is left out of the work, since an instance norm that follows
+  takes any constant away; it is a parameter still, as checkpoints have it, and its gradient is 0. With `blocks` a TPU
+  may take pixels as one (`jaxface.row_blocks`), which pays less where mirrored borders take them apart.
   """
 
   features: int
@@ -93,6 +94,7 @@ class Conv(nn.Module):
   pad: int = 1
   normalised: bool = False
   dtype: Dtype = jnp.float32
+  blocks: bool = False
 
   @nn.compact
   def __call__(self, x_BHWI: jax.Array) -> jax.Array:
@@ -101,7 +103,7 @@ class Conv(nn.Module):
     kernel = self.param('kernel', he_fan_in, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
     x = mirror(x_BHWI.astype(self.dtype), self.pad)
-    y = convolve(x, kernel.astype(self.dtype), stride=self.stride, blocks=False)
+    y = convolve(x, kernel.astype(self.dtype), stride=self.stride, blocks=self.blocks)
     return y if self.normalised else y + spread(bias, y)
 
 
@@ -417,7 +419,7 @@ class MultiScaleDiscriminator(nn.Module):
         image = halve(image)
       x = image
       for layer in range(self.num_layers):
-        conv = Conv(self.dim * 2**layer, 4, 2, dtype=self.dtype, name=f'scale{scale}_conv{layer}')
+        conv = Conv(self.dim * 2**layer, 4, 2, dtype=self.dtype, blocks=True, name=f'scale{scale}_conv{layer}')
         x = nn.leaky_relu(conv(x), 0.2)
       scores.append(nn.Dense(1, kernel_init=he_fan_in, name=f'scale{scale}_out')(x.astype(jnp.float32)))
     return tuple(scores)
