@@ -105,7 +105,7 @@ def test_discriminator_matches_the_golden_in_scores_penalty_and_gradient():
 
 
 @pytest.mark.parametrize('mode', ['reflect', 'symmetric'])
-# On the last, every pixel is mirrored over both borders.
+# The last has pixels that are mirrored over both borders.
 @pytest.mark.parametrize(('size', 'pixels'), [((2, 3), 1), ((5, 7), 3), ((4, 4), 3)])
 def test_mirroring_has_the_gradient_of_numpys_padding(size, pixels, mode):
   rng = np.random.default_rng(7)
