@@ -1,5 +1,6 @@
 """Parsed label maps outlive the run that made them, and serve nobody else."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,24 +18,25 @@ def test_what_was_put_is_there_after_opening_again(tmp_path):
   assert cache.get('3.png') is None
   cache.close()
   assert [path.name for path in tmp_path.iterdir()] == ['a b#c.prepare']
-  again = LabelCache(tmp_path / 'a b#c.prepare', MADE_BY)
-  assert (len(again), again.get('2.png')) == (2, b'two')
-  again.put([('2.png', b'second')])
-  assert (len(again), again.get('2.png')) == (2, b'second')
+  with contextlib.closing(LabelCache(tmp_path / 'a b#c.prepare', MADE_BY)) as again:
+    assert (len(again), again.get('2.png')) == (2, b'two')
+    again.put([('2.png', b'second')])
+    assert (len(again), again.get('2.png')) == (2, b'second')
 
 
 def test_another_parser_begins_anew(tmp_path):
   cache = LabelCache(tmp_path / 'cache', MADE_BY)
   cache.put([('1.png', b'one')])
   cache.close()
-  assert LabelCache(tmp_path / 'cache', 'parser b').get('1.png') is None
+  with contextlib.closing(LabelCache(tmp_path / 'cache', 'parser b')) as other:
+    assert other.get('1.png') is None
 
 
 def test_a_file_that_is_no_cache_is_replaced(tmp_path):
   (tmp_path / 'cache').write_bytes(b'not a database, and longer than the header of one' * 10)
-  cache = LabelCache(tmp_path / 'cache', MADE_BY)
-  cache.put([('1.png', b'one')])
-  assert len(cache) == 1
+  with contextlib.closing(LabelCache(tmp_path / 'cache', MADE_BY)) as cache:
+    cache.put([('1.png', b'one')])
+    assert len(cache) == 1
 
 
 def test_a_file_damaged_inside_is_replaced(tmp_path):
@@ -49,7 +51,8 @@ def test_a_file_damaged_inside_is_replaced(tmp_path):
   assert [cache.get(f'{i}.png') for i in range(100)] == [None] * 100
   cache.put((f'{i}.png', b'again') for i in range(100))
   cache.close()
-  assert LabelCache(tmp_path / 'cache', MADE_BY).get('99.png') == b'again'
+  with contextlib.closing(LabelCache(tmp_path / 'cache', MADE_BY)) as cache:
+    assert cache.get('99.png') == b'again'
 
 
 def test_an_empty_cache_leaves_no_file(tmp_path):
@@ -70,5 +73,5 @@ cache.put(dying())
 """
   done = subprocess.run([sys.executable, '-c', code, str(tmp_path / 'cache'), MADE_BY], env=os.environ)
   assert done.returncode == -signal.SIGKILL
-  cache = LabelCache(tmp_path / 'cache', MADE_BY)
-  assert (len(cache), cache.get('1.png')) == (1, b'one')
+  with contextlib.closing(LabelCache(tmp_path / 'cache', MADE_BY)) as cache:
+    assert (len(cache), cache.get('1.png')) == (1, b'one')
