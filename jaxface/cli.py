@@ -237,8 +237,8 @@ def make_parser() -> argparse.ArgumentParser:
   sub.add_argument('--out', type=Path, help='folder for results.json and comparison.png; default WORKDIR/evaluation')
   sub.add_argument(
     '--metrics',
-    help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid, diversity-alex, l1, rmse, psnr, ssim, '
-    'ms_ssim, vif, seconds; of makeup also identity, of pictures after label maps also miou',
+    help='to add, comma-separated: lpips-alex, lpips-vgg, lpips-squeeze, fid, kid, diversity-alex, l1, rmse, psnr, '
+    'ssim, ms_ssim, vif, seconds; of makeup also identity, of pictures after label maps also miou',
   )
   sub.add_argument('--parser', type=Path, metavar='WORKDIR', help='face parser that miou finds label maps with')
   sub.add_argument(

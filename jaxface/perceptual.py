@@ -1,6 +1,6 @@
-"""Evaluation of whatever pictures a task makes: LPIPS, FID, diversity and identity by networks that know pictures, SSIM
-and the like without one, whether a face parser finds in a picture the label map that was asked for, and the time it
-takes to make one."""
+"""Evaluation of whatever pictures a task makes: LPIPS, FID, KID, diversity and identity by networks that know pictures,
+SSIM and the like without one, whether a face parser finds in a picture the label map that was asked for, and the time
+it takes to make one."""
 
 import functools
 from collections import defaultdict
@@ -15,7 +15,7 @@ import numpy as np
 from jaxface import input_pipeline, labels, weights
 from jaxface.errors import UserError
 from jaxface.meshes import on_host
-from jaxface.metrics import fid, paired, segmentation
+from jaxface.metrics import fid, kid, paired, segmentation
 from jaxface.parallel import JitEngine
 from jaxface.parsing import Parser, load_parser
 from jaxface.processes import process_and_count
@@ -32,6 +32,7 @@ METRICS = {
   'lpips-vgg': 'lpips-vgg',
   'lpips-squeeze': 'lpips-squeeze',
   'fid': 'inception',
+  'kid': 'inception',
   'diversity-alex': 'lpips-alex',
   'identity': 'resnet50_face',
   'miou': None,
@@ -43,6 +44,7 @@ _TOLD = {
   **paired.told(_SSIM_WINDOW),
   'lpips': 'v0.1',
   'fid': fid.PREPARATION,
+  'kid': f'{kid.SUBSETS} subsets of up to {kid.SUBSET_SIZE:,} pictures; {fid.PREPARATION}',
   'diversity': 'LPIPS v0.1 of two pictures made of the same input, or else of a picture and the one before; mean',
   'identity': 'cosine of face features, averaged over all positions',
   'miou': 'label map found in the 8-bit picture against the one asked for, over all pixels of the set',
@@ -52,7 +54,7 @@ _TOLD = {
 Apply = Callable[..., jax.Array]
 # Name -> values [B], and 1 where a row counts, else 0.
 _Weighted = dict[str, tuple[jax.Array, jax.Array]]
-# By protocol: values (by protocol/metric), features for FID, label maps and 8-bit pictures for mIoU.
+# By protocol: values (by protocol/metric), features for FID and KID, label maps and 8-bit pictures for mIoU.
 # And which rows are real.
 _Found = tuple[_Weighted, dict[str, jax.Array], dict[str, tuple[jax.Array, jax.Array]], jax.Array]
 
@@ -90,14 +92,14 @@ class Perceptual:
   def check_count(self, dataset: input_pipeline.Dataset) -> None:
     """Raises UserError where a dataset has too few pictures for FID."""
     if 'fid' in self._metrics and not self._allow_few:
-      fid.check_count(len(dataset), kid=False)
+      fid.check_count(len(dataset))
 
   def measure(
     self, engine: JitEngine, state: TrainState, dataset: input_pipeline.Dataset, *, batch_size: int
   ) -> dict[str, float]:
     """'protocol/metric' of all that the task's `compared` has; `state` as `for_evaluation` leaves it.
 
-    FID is the distance between all real pictures and all pictures of a protocol.
+    FID and KID are distances between all real pictures and all pictures of a protocol.
     """
     self.check_count(dataset)
     variables = {name: jax.device_put(network.variables, engine.whole) for name, network in self._networks.items()}
@@ -106,6 +108,7 @@ class Perceptual:
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
     statistics: dict[str, fid.FeatureStatistics] = {}
+    kept: dict[str, list[np.ndarray]] = defaultdict(list)
     agreement: dict[str, np.ndarray] = {}
     for batch in input_pipeline.eval_batches(dataset, batch_size=batch_size, process=process_and_count()):
       given = engine.put(batch)
@@ -116,8 +119,12 @@ class Perceptual:
         sums[name] += float(of_rows[counted > 0].astype(np.float64).sum())
         counts[name] += float(counted.sum())
       for name, of_rows in features.items():
-        now = fid.FeatureStatistics.of(of_rows[weight > 0])
-        statistics[name] = statistics[name].merge(now) if name in statistics else now
+        of_rows = of_rows[weight > 0]
+        if 'fid' in self._metrics:
+          now = fid.FeatureStatistics.of(of_rows)
+          statistics[name] = statistics[name].merge(now) if name in statistics else now
+        if 'kid' in self._metrics:
+          kept[name].append(of_rows)
       for name, (label, picture) in asked.items():
         found = np.stack(self._parser(list(picture[weight > 0])))
         now = segmentation.count_pairs(label[weight > 0], found, labels.NUM_CLASSES)
@@ -125,6 +132,9 @@ class Perceptual:
     measured = {name: total / counts[name] for name, total in sums.items() if counts[name]}
     real = statistics.pop('real', None)
     measured |= {f'{name}/fid': fid.frechet_distance(real, of) for name, of in statistics.items()}
+    whole = {name: np.concatenate(features) for name, features in kept.items()}
+    real = whole.pop('real', None)
+    measured |= {f'{name}/kid': kid.kid(real, of).mean for name, of in whole.items()}
     if 'seconds' in self._metrics:
       measured |= _seconds(engine, state, batch)
     for name, confusion in agreement.items():
@@ -164,7 +174,9 @@ class Perceptual:
         continue
       network = METRICS[metric]
       apply = functools.partial(self._networks[network].module.apply, variables[network])
-      if metric == 'fid':
+      if metric in ('fid', 'kid'):
+        if features:
+          continue
         pictures = {'real': compared.real, **compared.sets}
         features = _over({name: (picture,) for name, picture in pictures.items()}, _in_range(apply))
         continue

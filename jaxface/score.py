@@ -282,7 +282,7 @@ def _score_sets(found, sides, metrics, allow_few, batch_size, weights_dir, save_
   if 'kid' in metrics:
     outcome = kid.kid(*features)
     found.results['kid'] = outcome.mean
-    subsets = f'100 subsets of {outcome.subset_size}, standard deviation {outcome.std:.2g}'
+    subsets = f'{kid.SUBSETS} subsets of {outcome.subset_size}, standard deviation {outcome.std:.2g}'
     found.details['kid'] = f'{subsets}; {fid.PREPARATION}; {network}'
 
 

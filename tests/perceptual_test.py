@@ -1,4 +1,4 @@
-"""LPIPS, FID, diversity and identity of a task's pictures, with small networks in the places of the real ones."""
+"""LPIPS, FID, KID, diversity and identity of a task's pictures, with small networks in the places of the real ones."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from jaxface import input_pipeline, perceptual, weights
 from jaxface.errors import UserError
-from jaxface.metrics import fid
+from jaxface.metrics import fid, kid
 from jaxface.parallel import JitEngine, make_mesh
 from jaxface.perceptual import Perceptual
 from jaxface.tasks.task import Compared
@@ -61,16 +61,19 @@ def dataset(data_dir):
 def test_numbers_are_those_of_all_pictures_at_once(dataset):
   engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
   # 48 pictures: a full batch of 40, and one of 8 that is filled up.
-  metrics = ['lpips-alex', 'fid', 'diversity-alex', 'identity']
+  metrics = ['lpips-alex', 'fid', 'kid', 'diversity-alex', 'identity']
   measure = Perceptual(metrics, allow_few=True).measure
   measured = measure(engine, jnp.float32(0.5), dataset, batch_size=40)
   images = input_pipeline.load_whole(dataset)['image'] / 255
-  statistics = {k: fid.FeatureStatistics.of((k * images).mean((1, 2))) for k in (1, 0.5, 0)}
+  features = {k: (k * images).mean((1, 2)) for k in (1, 0.5, 0)}
+  statistics = {k: fid.FeatureStatistics.of(of) for k, of in features.items()}
   expected = {
     'half/lpips-alex': 2 * np.square(images / 2).mean(),
     'black/lpips-alex': 2 * np.square(images).mean(),
     'half/fid': fid.frechet_distance(statistics[1], statistics[0.5]),
     'black/fid': fid.frechet_distance(statistics[1], statistics[0]),
+    'half/kid': kid.kid(features[1], features[0.5]).mean,
+    'black/kid': kid.kid(features[1], features[0]).mean,
     'half/diversity-alex': 2 * np.square(np.diff(images / 2, axis=0)).mean(),
     'black/diversity-alex': 0.0,
     'half/identity': 1.0,
@@ -78,6 +81,16 @@ def test_numbers_are_those_of_all_pictures_at_once(dataset):
   assert measured.keys() == expected.keys()
   for name, value in expected.items():
     assert measured[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+
+
+def test_kid_is_there_for_few_pictures(dataset):
+  engine = JitEngine(Darker(), seed=0, mesh=make_mesh(1, jax.devices()))
+  measured = Perceptual(['kid']).measure(engine, jnp.float32(0.5), dataset, batch_size=8)
+  colours = input_pipeline.load_whole(dataset)['image'].mean((1, 2)) / 255
+  assert measured.keys() == {'half/kid', 'black/kid'}
+  assert measured['half/kid'] == pytest.approx(kid.kid(colours, colours / 2).mean, rel=1e-4)
+  with pytest.raises(UserError, match='FID of 48 pictures is mostly noise .*take kid, or say --allow-few'):
+    Perceptual(['fid', 'kid']).measure(engine, jnp.float32(0.5), dataset, batch_size=8)
 
 
 @pytest.mark.parametrize('batch_size', [8, 40])

@@ -21,13 +21,13 @@ LEAST_PICTURES = 2048
 PREPARATION = '299x299 bilinear without antialiasing'
 
 
-def check_count(count: int, of: str = '', *, kid: bool = True) -> None:
-  """UserError where `count` pictures are too few to measure by; `of` names the set, `kid` is whether there is KID."""
+def check_count(count: int, of: str = '') -> None:
+  """UserError where `count` pictures are too few to measure by; `of` names the set."""
   if count < LEAST_PICTURES:
     raise UserError(
       f'{of and f"{of}: "}FID of {count:,} pictures is mostly noise and bias, for it estimates a covariance of 2,048 '
-      f'features; take {LEAST_PICTURES:,} pictures or more on either side (10,000 and more are usual), '
-      f'{"take kid, " if kid else ""}or say --allow-few'
+      f'features; take {LEAST_PICTURES:,} pictures or more on either side (10,000 and more are usual), take kid, or '
+      'say --allow-few'
     )
 
 

@@ -15,6 +15,10 @@ import numpy as np
 
 from jaxface.errors import UserError
 
+# Of how many random subsets the mean is taken, and how many pictures each has at most.
+SUBSETS = 100
+SUBSET_SIZE = 1000
+
 
 class Kid(NamedTuple):
   """Mean and standard deviation over the subsets, and the pictures in each."""
@@ -24,7 +28,7 @@ class Kid(NamedTuple):
   subset_size: int
 
 
-def kid(a: np.ndarray, b: np.ndarray, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> Kid:
+def kid(a: np.ndarray, b: np.ndarray, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0) -> Kid:
   """KID of features [N, D] and [M, D], with the kernel (x . y / D + 1)^3, over random subsets of both.
 
   Subsets are drawn without replacement, the same for the same `seed`; they are smaller than `subset_size` where a set
