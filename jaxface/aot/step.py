@@ -61,7 +61,7 @@ class Compiled:
   `flops`, `bytes_moved`, `exchanges` and `estimate` are None where the step does not fit.
   `from_other_slices` is how often and how many bytes a TPU receives from those, which the estimate knows nothing of;
   `loops` tells how many loops the program has, whose bodies are counted once; `cycles` is the TPU's compiler's own
-  estimate, 0 for GPUs; `text` is the program, as HLO.
+  estimate, None for GPUs; `text` is the program, as HLO.
   """
 
   step: str
@@ -77,7 +77,7 @@ class Compiled:
   estimate: Roofline | None = None
   from_other_slices: tuple[int, int] = (0, 0)
   loops: int = 0
-  cycles: int = 0
+  cycles: int | None = None
   text: str = ''
 
   @property

@@ -48,13 +48,20 @@ def read_report(path: Path) -> Report:
     raise UserError(f'--compare {path}: {error.strerror}; give what an earlier --out has written') from error
   except ValueError as error:
     raise UserError(f'--compare {path} is no JSON; give what an earlier --out has written') from error
-  if not isinstance(report, dict) or not {'environment', 'config', 'rows'} <= report.keys():
-    raise UserError(f"--compare {path} is no benchmark's result; give what an earlier --out has written")
+  strange = UserError(f"--compare {path} is no benchmark's result; give what an earlier --out has written")
+  kinds = {'environment': dict, 'config': dict, 'rows': list}
+  if not isinstance(report, dict) or not all(isinstance(report.get(name), kind) for name, kind in kinds.items()):
+    raise strange
   if report.get('layout') != LAYOUT:
     raise UserError(
       f'--compare {path} is of layout {report.get("layout", 1)}, and this version reads layout {LAYOUT}; measure that '
       'state of the code again'
     )
+  try:
+    # Compared with itself, all that a comparison reads is read now, and not after an hour of measuring.
+    compare(report, report)
+  except (AttributeError, LookupError, TypeError, ZeroDivisionError) as error:
+    raise strange from error
   return report
 
 

@@ -135,6 +135,16 @@ def test_versions_and_idle_keys_do_not_excuse_a_slow_row(report):
   assert 'jax 0.10.2 -> 0.11.0' in found.text
 
 
+_DAMAGES = (
+  lambda report: report['rows'][0].pop('images_per_second'),
+  lambda report: report['rows'][0].update(seconds_per_call=0.1),
+  lambda report: report['rows'][0].update(images_per_second=0),
+  lambda report: report['environment'].pop('packages'),
+  lambda report: report.update(rows='train', config={}),
+  lambda report: report.update(config=[]),
+)
+
+
 def test_files_that_are_no_result_are_told_apart(report, tmp_path):
   path = tmp_path / 'earlier.json'
   with pytest.raises(UserError, match='No such file'):
@@ -145,6 +155,14 @@ def test_files_that_are_no_result_are_told_apart(report, tmp_path):
   path.write_text('{"rows": []}')
   with pytest.raises(UserError, match="no benchmark's result"):
     read_report(path)
+  path.write_text(json.dumps(report))
+  assert read_report(path) == report
+  for damage in _DAMAGES:
+    damaged = copy.deepcopy(report)
+    damage(damaged)
+    path.write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match="no benchmark's result"):
+      read_report(path)
   del report['layout']
   path.write_text(json.dumps(report))
   with pytest.raises(UserError, match='is of layout 1'):
