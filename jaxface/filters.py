@@ -49,8 +49,9 @@ def blur_as_two_matrices(planes: jax.Array, window: np.ndarray) -> jax.Array:
   """`blur` for a CPU, where XLA would copy the three axes of the other form about, and take three times as long."""
   height, count, width = planes.shape
   rows = _product(planes.reshape(height * count, width), band(width, window), (((1,), (1,)), ((), ())))
-  columns = _product(band(height, window), rows.reshape(height, -1), (((1,), (0,)), ((), ())))
-  return columns.reshape(-1, count, rows.shape[-1])
+  width = rows.shape[1]
+  columns = _product(band(height, window), rows.reshape(height, count * width), (((1,), (0,)), ((), ())))
+  return columns.reshape(len(columns), count, width)
 
 
 def blur_by_taps(planes: jax.Array, window: np.ndarray) -> jax.Array:
@@ -65,14 +66,16 @@ def blur_by_taps(planes: jax.Array, window: np.ndarray) -> jax.Array:
 def to_planes(pictures: jax.Array) -> jax.Array:
   """[..., H, W, C] -> [H, K, W]."""
   height, width, channels = pictures.shape[-3:]
-  return pictures.reshape(-1, height, width, channels).transpose(1, 0, 3, 2).reshape(height, -1, width)
+  count = math.prod(pictures.shape[:-3])
+  pictures = pictures.reshape(count, height, width, channels)
+  return pictures.transpose(1, 0, 3, 2).reshape(height, count * channels, width)
 
 
-def from_planes(planes: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+def from_planes(planes: jax.Array, batch: tuple[int, ...], channels: int) -> jax.Array:
   """[H, K, W] -> [*batch, H, W, C]; inverse of `to_planes`."""
-  height, count, width = planes.shape
-  channels = count // math.prod(batch)
-  return planes.reshape(height, -1, channels, width).transpose(1, 0, 3, 2).reshape(*batch, height, width, channels)
+  height, _, width = planes.shape
+  pictures = planes.reshape(height, math.prod(batch), channels, width).transpose(1, 0, 3, 2)
+  return pictures.reshape(*batch, height, width, channels)
 
 
 def picture_pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -77,7 +77,7 @@ def ssim(
     return mean_K.reshape(*batch, channels).mean(-1)
   map_HKW = _ssim_map(a_HKW, b_HKW, window, k1, k2)
   if return_map:
-    return from_planes(map_HKW, tuple(batch))
+    return from_planes(map_HKW, tuple(batch), channels)
   if mask is None:
     return map_HKW.mean((0, 2)).reshape(*batch, channels).mean(-1)
   mask = jnp.asarray(mask, jnp.float32)
@@ -85,7 +85,7 @@ def ssim(
     raise UserError(f'mask of shape {mask.shape} does not fit; these pictures need {(*batch, height, width, 1)}')
   weight_HBW = blur(to_planes(mask), window)
   total_B = weight_HBW.sum((0, 2))
-  map_HBW = map_HKW.reshape(map_HKW.shape[0], -1, channels, map_HKW.shape[-1]).mean(2)
+  map_HBW = map_HKW.reshape(len(map_HKW), weight_HBW.shape[1], channels, map_HKW.shape[-1]).mean(2)
   mean_B = (weight_HBW * map_HBW).sum((0, 2)) / jnp.where(total_B > 0, total_B, 1.0)
   return jnp.where(total_B > 0, mean_B, 1.0).reshape(batch)
 

@@ -150,7 +150,7 @@ def texture(image: jax.Array, label: jax.Array, recipe: TextureRecipe) -> jax.Ar
   contrast = jnp.minimum(contrast * jnp.where(features, recipe.gain_features, recipe.gain_skin), 255)
   if recipe.smooth:
     contrast = _rounded(_filtered(contrast, np.ones(3, np.float32)) / 9)
-  return filters.from_planes(contrast / 255, label.shape[:1])
+  return filters.from_planes(contrast / 255, label.shape[:1], 1)
 
 
 def _rounded(x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxface.errors import UserError
 from jaxface.filters import from_planes, gaussian, to_planes
+from jaxface.metrics.vif import vif
 from jaxface.ssim import ms_ssim, ssim
 from tests.golden import load
 
@@ -196,9 +197,17 @@ def test_unfit_input_is_refused():
     ssim(a, b, filter_sigma=0)
 
 
+@pytest.mark.parametrize('batch', [(0,), (2, 0)])
+def test_no_pictures_have_no_scores(batch):
+  x = jnp.zeros((*batch, 41, 41, 3))
+  for measure in (ssim, functools.partial(ssim, mask=x[..., :1]), functools.partial(ms_ssim, filter_size=3), vif):
+    assert measure(x, x).shape == batch
+  assert ssim(x, x, return_map=True).shape == (*batch, 31, 31, 3)
+
+
 def test_planes_come_back():
   x = np.arange(2 * 3 * 4 * 5 * 2.0).reshape(2, 3, 4, 5, 2)
   planes = to_planes(x)
   assert planes.shape == (4, 12, 5)
   np.testing.assert_array_equal(planes[:, 3], x[0, 1, :, :, 1])
-  np.testing.assert_array_equal(from_planes(planes, (2, 3)), x)
+  np.testing.assert_array_equal(from_planes(planes, (2, 3), x.shape[-1]), x)

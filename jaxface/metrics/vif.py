@@ -34,7 +34,7 @@ def vif(reference: jax.Array, distorted: jax.Array, *, luma: bool = False) -> ja
   if luma:
     if channels != 3:
       raise UserError(f'luma needs RGB pictures; these have {channels} channels')
-    reference, distorted = pixel.luma(reference), pixel.luma(distorted)
+    reference, distorted, channels = pixel.luma(reference), pixel.luma(distorted), 1
   reference_HKW, distorted_HKW = _centred(reference), _centred(distorted)
   kept, available = 0.0, 0.0
   for scale, size in enumerate(WINDOWS):
@@ -45,7 +45,7 @@ def vif(reference: jax.Array, distorted: jax.Array, *, luma: bool = False) -> ja
     kept, available = kept + kept_K, available + available_K
   # The guards cancel for equal pictures and are far below the information of any window that is not flat.
   score_K = (kept + _EPSILON) / (available + _EPSILON)
-  return score_K.reshape(*batch, -1).mean(-1)
+  return score_K.reshape(*batch, channels).mean(-1)
 
 
 def _centred(pictures):
