@@ -43,7 +43,7 @@ def transpose_by_phases(geometry: Geometry, y: jax.Array, flipped: jax.Array) ->
   def phase(row: int, column: int) -> jax.Array:
     padding = [(1 - odd, after) for odd, after in zip((row, column), behind, strict=True)]
     kernel = flipped[taps[row], taps[column]]
-    return lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return lax.conv_general_dilated(y, kernel, (1, 1), padding, dimension_numbers=plain_conv.LAYOUT)
 
   phases = jnp.stack([jnp.stack([phase(row, column) for column in (0, 1)], 3) for row in (0, 1)], 2)
   batch, rows, _, columns, _, channels = phases.shape

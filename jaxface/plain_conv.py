@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+# Of pictures, kernels and results, for `lax.conv_general_dilated`.
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 class Geometry(NamedTuple):
@@ -50,7 +51,7 @@ def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """x [B, H, W, I], kernel [size, size, I, O] -> y [B, h, w, O]."""
   strides = (geometry.stride, geometry.stride)
   return lax.conv_general_dilated(
-    x, kernel, strides, geometry.padding(), dimension_numbers=_LAYOUT, precision=geometry.precision
+    x, kernel, strides, geometry.padding(), dimension_numbers=LAYOUT, precision=geometry.precision
   )
 
 
@@ -62,7 +63,7 @@ def transpose(geometry: Geometry, y: jax.Array, flipped: jax.Array) -> jax.Array
     (1, 1),
     tuple((geometry.size - 1 - before, geometry.size - 1 - after) for before, after in geometry.padding()),
     lhs_dilation=(geometry.stride, geometry.stride),
-    dimension_numbers=_LAYOUT,
+    dimension_numbers=LAYOUT,
     precision=geometry.precision,
   )
 

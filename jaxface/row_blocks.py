@@ -90,7 +90,7 @@ def _by_blocks(geometry: Geometry, x: jax.Array, wide: jax.Array) -> jax.Array:
     wide.reshape(size, taps, m * inputs, n * outputs),
     (geometry.stride, stride),
     (rows, (before, stride * (blocks - 1) + taps - before - x.shape[2])),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    dimension_numbers=plain_conv.LAYOUT,
     precision=geometry.precision,
   )
   return y.reshape(*y.shape[:2], blocks * n, outputs)[:, :, : geometry.out_width]

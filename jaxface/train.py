@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jaxface import figures, input_pipeline
 from jaxface import workdir as workdirs
 from jaxface.checkpoint import Checkpoints, restore_weights
-from jaxface.errors import UserError
+from jaxface.errors import UserError, check_at_least
 from jaxface.evaluate import evaluate_state
 from jaxface.folders import folder, written_locally
 from jaxface.optimizers import ENDING_DECAYS
@@ -255,12 +255,8 @@ class StopRequest:
 
 
 def _check_numbers(config: ConfigDict, engine: Engine) -> None:
-  for key in ('total_steps', 'steps_per_dispatch', 'accumulate_steps', 'log_steps', 'batch_size'):
-    if config[key] < 1:
-      raise UserError(f'{key}={config[key]} is too small; give at least 1')
-  for key in ('seed', 'eval_batches', 'keep_best'):
-    if config[key] < 0:
-      raise UserError(f'{key}={config[key]} is negative; give 0 or more')
+  check_at_least(1, config, 'total_steps', 'steps_per_dispatch', 'accumulate_steps', 'log_steps', 'batch_size')
+  check_at_least(0, config, 'seed', 'eval_batches', 'keep_best')
   if not 0 <= config.get('ema_decay', 0.0) < 1:
     raise UserError(f'ema_decay={config.ema_decay}; give 0 for no averaged copy, or less than 1, such as 0.9999')
   check_batch_size(config.batch_size, engine.device_count * config.accumulate_steps)

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxface.plain_conv import LAYOUT
+
 
 class _Form(NamedTuple):
   """RESULTS [n+2, n], TAPS [n+2, 3] and MET [n+2, n+2] of the form above."""
@@ -69,7 +71,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   def some(x: jax.Array) -> jax.Array:
     products = [
-      lax.conv_general_dilated(piece, k, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      lax.conv_general_dilated(piece, k, (1, 1), 'VALID', dimension_numbers=LAYOUT)
       for piece, k in zip(_pieces(_BY_TWO, x, 1, height, _BY_TWO.met), kernels, strict=True)
     ]
     rows = jnp.stack([_combine(weights, products) for weights in _BY_TWO.results.T], 2)

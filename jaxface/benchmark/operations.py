@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxface.benchmark.meter import Meter, Row
 from jaxface.conv import conv3x3
+from jaxface.plain_conv import LAYOUT
 from jaxface.ssim import ssim
 
 
@@ -42,7 +43,7 @@ def conv_row(meter: Meter) -> Row:
     return lambda: jitted(x, kernel)
 
   def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=LAYOUT)
 
   return meter.row_in_turn(
     f'3x3 convolution and both gradients, {"x".join(map(str, shape))} to {channels} channels; '

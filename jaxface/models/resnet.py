@@ -13,6 +13,7 @@ from jax import lax
 from jaxface import conv
 from jaxface.layers import BatchNorm, Dtype
 from jaxface.max_pool import max_pool3x3
+from jaxface.plain_conv import LAYOUT
 
 
 def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1, precision: lax.PrecisionLike = None) -> jax.Array:
@@ -34,9 +35,8 @@ def convolve(x_BHWI: jax.Array, kernel: jax.Array, stride: int = 1, precision: l
 
 
 def _by_window(stride: int, x_BHWI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike = None) -> jax.Array:
-  layout = ('NHWC', 'HWIO', 'NHWC')
   return lax.conv_general_dilated(
-    x_BHWI, kernel, (stride, stride), 'VALID', dimension_numbers=layout, precision=precision
+    x_BHWI, kernel, (stride, stride), 'VALID', dimension_numbers=LAYOUT, precision=precision
   )
 
 

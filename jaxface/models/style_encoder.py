@@ -21,6 +21,7 @@ from jaxface.errors import UserError
 from jaxface.layers import Dtype, spread
 from jaxface.meshes import TPU_LANES, on_own_rows, whole
 from jaxface.models.unet_layers import Conv, GroupNorm, torch_bias_init, torch_init
+from jaxface.plain_conv import LAYOUT
 
 
 def grouped_conv3x3(x: jax.Array, kernel: jax.Array, groups: int, stride: int) -> jax.Array:
@@ -57,7 +58,7 @@ def _by_convolution(x: jax.Array, kernel: jax.Array, groups: int, stride: int, t
       (kernel * own).reshape(3, 3, together * inputs, -1).astype(x.dtype),
       (stride, stride),
       ((1, 1), (1, 1)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      dimension_numbers=LAYOUT,
       feature_group_count=wide_groups,
     )
     return y[..., : groups * outputs]
