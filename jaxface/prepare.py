@@ -222,7 +222,7 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
   parser.add_argument('--count', type=int, metavar='N', help='at most N pictures of each split')
 
   any_folder = 'any folder of pictures, with or without label maps'
-  parser = add('face_folder', any_folder, 'source', 'labels', 'label_order', 'parser', 'name', 'limit', 'max_side')
+  parser = add('face_folder', any_folder, 'source', 'labels', 'label_order', 'parser', 'name', 'count', 'max_side')
   parser.add_argument('--source', required=True, metavar='DIR', help='pictures, searched with all sub-folders; those '
                       'named train, validation and test become the splits, else 8 of 10 are for training')  # fmt: skip
   parser.add_argument('--labels', metavar='DIR', help='label maps: a/b.png for the picture a/b.jpg')
@@ -230,7 +230,7 @@ def register(subparsers: 'argparse._SubParsersAction') -> None:
                       'the label maps, default %(default)s')  # fmt: skip
   parser.add_argument('--parser', metavar='WORKDIR', help=parser_help)
   parser.add_argument('--name', help='the dataset will be face_folder/NAME; default the name of the folder')
-  parser.add_argument('--limit', type=int, metavar='N', help='at most N pictures of each split')
+  parser.add_argument('--count', type=int, metavar='N', help='at most N pictures of each split')
   parser.add_argument('--max-side', type=int, metavar='PIXELS', help='shrink pictures with a longer side')
 
   makeup = 'faces with makeup and faces without: Makeup Transfer, or two folders of yours'

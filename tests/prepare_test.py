@@ -86,10 +86,10 @@ def test_the_same_again_does_nothing(source, data_dir):
 
 def test_other_options_need_overwrite(source, data_dir):
   prepare_lib.prepare('face_folder', data_dir=data_dir, source=source)
-  with pytest.raises(UserError, match=r'limit was None, now 2.*--overwrite, or use another --name'):
-    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=2)
+  with pytest.raises(UserError, match=r'count was None, now 2.*--overwrite, or use another --name'):
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, count=2)
   assert len(ids(data_dir, 'face_folder/faces')) == 8
-  assert not prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=2, overwrite=True).already
+  assert not prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, count=2, overwrite=True).already
   assert ids(data_dir, 'face_folder/faces') == ['0.png', '1.png']
 
 
@@ -134,7 +134,7 @@ prepare.prepare('face_folder', data_dir=sys.argv[1], source=sys.argv[2], workers
 @pytest.mark.parametrize('had_one', [False, True])
 def test_a_killed_run_leaves_nothing_that_looks_prepared(source, data_dir, had_one):
   if had_one:
-    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3)
+    prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, count=3)
   command = [sys.executable, '-c', SCRIPT, str(data_dir), str(source), 'slow']
   process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
   wait_until(lambda: list(data_dir.rglob('*incomplete*/**/*array_record*')))
@@ -162,16 +162,16 @@ def wait_until(condition, seconds=60):
 
 
 def test_killed_between_the_renames_of_an_overwrite(source, data_dir):
-  path = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3).path
+  path = prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, count=3).path
   aside = path.parent / 'incomplete.prepare' / 'replaced'
   aside.mkdir(parents=True)
   path.rename(aside / path.name)
-  assert prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3).already
+  assert prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, count=3).already
   assert not aside.exists()
 
 
 def test_stopped_between_the_renames_of_an_overwrite(source, data_dir, monkeypatch):
-  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, limit=3)
+  prepare_lib.prepare('face_folder', data_dir=data_dir, source=source, count=3)
   rename = Path.rename
 
   def stopped(self, target):
@@ -208,7 +208,7 @@ def run(*arguments):
 def test_command_line(source, data_dir, capsys, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
   arguments = ['face_folder', '--source', source, '--labels', source.parent / 'maps', '--label-order', 'bisenet']
-  arguments += ['--name', 'mine', '--limit', '5', '--max-side', '6', '--workers', '1']
+  arguments += ['--name', 'mine', '--count', '5', '--max-side', '6', '--workers', '1']
   assert run(*arguments) == 0
   assert 'train 5, validation 1, test 1, with label maps' in capsys.readouterr().out
   assert run(*arguments) == 0
@@ -216,7 +216,7 @@ def test_command_line(source, data_dir, capsys, monkeypatch):
   assert run(*arguments[:-4], '--overwrite') == 0
   options = json.loads((data_dir / 'face_folder/mine/1.0.0/metadata.json').read_text())['options']
   assert options == {
-    'source': str(source), 'labels': str(source.parent / 'maps'), 'label_order': 'bisenet', 'limit': 5,
+    'source': str(source), 'labels': str(source.parent / 'maps'), 'label_order': 'bisenet', 'count': 5,
     'max_side': None, 'parser': None,
   }  # fmt: skip
 

@@ -23,7 +23,7 @@ class FaceFolderConfig(tfds.core.BuilderConfig):
   source: str
   labels: str | None
   label_order: str
-  limit: int | None
+  count: int | None
   max_side: int | None
   parser: str | None = None
 
@@ -34,7 +34,7 @@ def make_config(
   labels: str | os.PathLike | None = None,
   label_order: str = 'celebamask_hq',
   name: str | None = None,
-  limit: int | None = None,
+  count: int | None = None,
   max_side: int | None = None,
 ) -> FaceFolderConfig:
   """The config of a folder of pictures; UserError where an option is wrong.
@@ -47,7 +47,7 @@ def make_config(
       PNG beside a picture of another suffix is its label map there, and any other one a picture without.
     label_order: order of the classes in them, a name of `jaxface.labels.ORDERS`.
     name: of the dataset: it will be `face_folder/NAME`; default the folder's name.
-    limit: at most so many pictures of each split, the first ones.
+    count: at most so many pictures of each split, the first ones.
     max_side: longer pictures are shrunk to this many pixels on their long side, and stored as PNG.
   """
   folder = base.check_folder(source, 'source')
@@ -59,7 +59,7 @@ def make_config(
     source=str(folder),
     labels=None if labels is None else str(base.check_folder(labels, 'labels')),
     label_order=base.check_order(label_order),
-    limit=base.check_positive(limit, 'limit'),
+    count=base.check_positive(count, 'count'),
     max_side=base.check_positive(max_side, 'max_side'),
   )
 
@@ -98,7 +98,7 @@ class Builder(base.FacesBuilder):
       label = label_maps.get(name.with_suffix(''))
       if split is None:
         skipped.setdefault('outside the folders train, validation and test', []).append(name.as_posix())
-      elif config.limit is not None and len(splits[split]) == config.limit:
+      elif config.count is not None and len(splits[split]) == config.count:
         continue
       elif label is None and config.labels is not None:
         skipped.setdefault('no label map', []).append(name.as_posix())

@@ -173,9 +173,9 @@ def test_folders_named_for_splits(tmp_path):
   assert builder.info.metadata['skipped'] == {'outside the folders train, validation and test': ['lost.png']}
 
 
-def test_limit_and_max_side(tmp_path):
+def test_count_and_max_side(tmp_path):
   write_set(tmp_path, [f'{i}.png' for i in range(12)], [f'{i}.png' for i in range(12)])
-  builder = build(tmp_path, labels=tmp_path / 'labels', limit=2, max_side=5)
+  builder = build(tmp_path, labels=tmp_path / 'labels', count=2, max_side=5)
   split = records(builder)
   assert {name: list(found) for name, found in split.items()} == {
     'train': ['0.png', '1.png'], 'validation': ['8.png'], 'test': ['9.png'],
@@ -325,7 +325,7 @@ def test_wrong_options(tmp_path):
     (dict(source=source, labels=tmp_path / 'no'), 'labels=.*no such folder'),
     (dict(source=source, label_order='mine'), 'unknown label order'),
     (dict(source=source, name='a/b'), "name='a/b'"),
-    (dict(source=source, limit=0), 'limit=0'),
+    (dict(source=source, count=0), 'count=0'),
     (dict(source=source, max_side=-1), 'max_side=-1'),
   ]:
     with pytest.raises(UserError, match=why):
