@@ -168,7 +168,10 @@ def _check_data(known: str, now: str) -> None:
     raise UserError(f'the run was trained on {known} and the data is now {changed}{now}; choose another --workdir')
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
+  # Orbax takes any error in reading for one in its choice of how to read.
+  while cause := error.__cause__ or error.__context__:
+    error = cause
   lines = str(error).strip().splitlines()
   return f'{type(error).__name__}: {lines[0][:200] if lines else ""}'
 

@@ -324,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns its exit status: 0, 1 for a run that failed, 2 for wrong input."""
   if argv is None:  # The process is ours.
     restart_for_cpu_programs()
+    _hush_abandoned_reads()
   logging.basicConfig(level=logging.WARNING, format='jaxface: %(levelname)s: %(message)s')
   logging.getLogger('absl').setLevel(logging.ERROR)
   # Third parties' deprecations are not the user's business.
@@ -365,6 +366,13 @@ def _told(error: BaseException) -> int:
     raise error
   print(f'jaxface: {line}', file=sys.stderr)
   return status
+
+
+def _hush_abandoned_reads() -> None:
+  """Of a damaged checkpoint Orbax raises the first error and abandons its other reads, which complain on their own."""
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  others = sys.unraisablehook
+  sys.unraisablehook = lambda told: None if str(told.exc_value) == 'Event loop is closed' else others(told)
 
 
 def _is_non_finite(error: BaseException) -> bool:

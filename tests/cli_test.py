@@ -2,9 +2,11 @@
 
 import errno
 import json
+import logging
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,7 @@ import pytest
 from jaxface import train as train_module
 from jaxface import vae_pictures
 from jaxface.benchmark import training
-from jaxface.cli import main
+from jaxface.cli import _hush_abandoned_reads, main
 from jaxface.models.vae import stage_widths
 from tests.smoke import EXPERIMENT, REPOSITORY, TINY, make_tiny_or_task
 
@@ -32,6 +34,26 @@ def _fails(capsys, *words, status=2) -> str:
   assert code == status, error
   assert not any('Traceback' in line for line in error)
   return error[-1]
+
+
+def test_reads_that_orbax_abandons_are_not_heard(monkeypatch, caplog):
+  heard = []
+  monkeypatch.setattr(sys, 'unraisablehook', lambda told: heard.append(str(told.exc_value)))
+  _hush_abandoned_reads()
+
+  class Told:
+    def __init__(self, text):
+      self.text = text
+
+    def __del__(self):
+      raise RuntimeError(self.text)
+
+  for text in ('Event loop is closed', 'something else'):
+    Told(text)
+  logging.getLogger('asyncio').error('Task exception was never retrieved')
+  logging.getLogger('asyncio').setLevel(logging.NOTSET)
+  assert heard == ['something else']
+  assert not caplog.records
 
 
 @pytest.fixture(scope='module')

@@ -170,7 +170,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, whole_state, tmp_
   for part in (workdir / 'checkpoints' / '6' / 'state' / 'd').iterdir():
     part.write_bytes(b'nonsense')
   train(config, workdir, quiet=True)
-  assert re.search(r'checkpoint .*/6 cannot be read .*trying the one before', caplog.text)
+  # The files' error, not Orbax's about its choice of how to read them.
+  assert re.search(r'checkpoint .*/6 cannot be read \(ValueError: .*trying the one before', caplog.text)
   _assert_same_bits(saved_state(workdir, config, 6), whole_state)
 
 
