@@ -180,13 +180,16 @@ def _assert_understood(words: list[str]) -> None:
   assert all(word.startswith('--config.') for word in rest)
 
 
+@pytest.mark.parametrize('options', [{}, {'LIBTPU_INIT_ARGS': '--a=1 --b=2'}])
 @pytest.mark.parametrize('named', ['TPU', 'QUEUED'])
-def test_the_tpu_script_says_the_command_on_all_machines(tmp_path, named):
-  words = _run_script('tpu_pod.sh', 'gcloud', tmp_path, {named: 'mine', 'ZONE': 'there'}, *_TRAIN)
+def test_the_tpu_script_says_the_command_on_all_machines(tmp_path, named, options):
+  words = _run_script('tpu_pod.sh', 'gcloud', tmp_path, {named: 'mine', 'ZONE': 'there', **options}, *_TRAIN)
   assert {'--worker=all', '--zone=there', 'mine'} <= set(words)
   assert ('--node=all' in words) == (named == 'QUEUED')
   remote = shlex.split(words[-1].removeprefix('--command='))
-  words = remote[remote.index('.venv/bin/jaxface') + 1 :]
+  start = remote.index('.venv/bin/jaxface')
+  assert remote[remote.index('env') + 1 : start] == [f'{name}={value}' for name, value in options.items()]
+  words = remote[start + 1 :]
   assert words == [*_TRAIN, '--coordinator', 'auto']
   _assert_understood(words)
 

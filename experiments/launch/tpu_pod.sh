@@ -14,10 +14,12 @@
 # on a disk or mounted, say by `gcsfuse --implicit-dirs my-bucket /mnt/bucket`. A workdir may be mounted, too, by
 # gcsfuse with --rename-dir-limit=100000, because a checkpoint's folder is renamed when it is whole. Say this in tmux
 # or the like. A spot slice that is taken back saves first; say the same again, on slices of whatever size.
+# What LIBTPU_INIT_ARGS tells the TPU's compiler here, it tells it on every machine.
 set -euo pipefail
 
 : "${ZONE:?the zone of the TPU}"
-command="cd ~/jaxface && exec .venv/bin/jaxface $(printf '%q ' "$@")--coordinator auto"
+options="${LIBTPU_INIT_ARGS:+LIBTPU_INIT_ARGS=$(printf '%q' "$LIBTPU_INIT_ARGS")}"
+command="cd ~/jaxface && exec env $options .venv/bin/jaxface $(printf '%q ' "$@")--coordinator auto"
 
 if [[ -n "${QUEUED:-}" ]]; then
   exec gcloud compute tpus queued-resources ssh "$QUEUED" --zone="$ZONE" --node=all --worker=all --command="$command"
