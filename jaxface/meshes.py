@@ -81,6 +81,12 @@ def rows_per_device(rows: int) -> int:
   return -(-rows // _parts())
 
 
+def cut_evenly(rows: int) -> bool:
+  """Whether this is inside a step of `JitEngine` that gives as many of these rows to every device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return set(BATCH_AXES) <= set(mesh.auto_axes) and rows % _parts() == 0
+
+
 def on_own_rows(
   function: Callable[..., Any], rows: Sequence[jax.Array], shared: Sequence[jax.Array], *, check_vma: bool = True
 ) -> Any:

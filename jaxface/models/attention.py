@@ -8,6 +8,7 @@ score are masked, so the softmax is exactly one-hot, and the result is that clas
 # B batch, or 1 that stands for every picture | P positions, row by row | K classes | D token channels | C channels
 # N heads | E channels of a head, C = N E
 
+import dataclasses
 import functools
 
 import flax
@@ -15,9 +16,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
 
 from jaxface.layers import Dtype
+from jaxface.meshes import TPU_LANES, cut_evenly, on_own_rows
 from jaxface.models.unet_layers import Linear
+
+# What a TPU's kernel takes of queries, keys and values at once; and from so many positions on scores no longer stay on
+# the chip by themselves.
+_BLOCK = 512
+_MANY_POSITIONS = 1024
 
 
 def split_heads(x_BPC: jax.Array, heads: int) -> jax.Array:
@@ -33,16 +41,36 @@ def merge_heads(x_BPNE: jax.Array) -> jax.Array:
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """softmax(query key^T / sqrt(E)) value, [B, P, N, E] each; softmax in float32, the result in the inputs' dtype.
 
-  On NVIDIA's GPUs cuDNN's fused kernel does it where it takes such arrays (16 bits, E a multiple of 8 up to 128, on
-  Hopper 256), and the N P^2 scores never lie in memory; else XLA.
+  Fused kernels do it where they can, and the N P^2 scores never lie in memory: on NVIDIA's GPUs cuDNN's, of 16 bits,
+  E a multiple of 8 up to 128, on Hopper 256; on TPUs, inside a step of an engine, JAX's, of 16 bits, E up to 128 and
+  many positions. Else XLA does.
   """
-  by_xla = jax.nn.dot_product_attention
+  by_xla, fused = jax.nn.dot_product_attention, {}
   by_cudnn = functools.partial(by_xla, implementation='cudnn')
   try:
     jax.eval_shape(by_cudnn, query, key, value)
+    fused['cuda'] = by_cudnn
   except (RuntimeError, NotImplementedError):  # No cuDNN here, or none that takes them.
-    return by_xla(query, key, value)
-  return lax.platform_dependent(query, key, value, cuda=by_cudnn, default=by_xla)
+    pass
+  if _suits_flash(query):
+    fused['tpu'] = lambda *arrays: on_own_rows(attend_by_flash, arrays, (), check_vma=False)
+  return lax.platform_dependent(query, key, value, **fused, default=by_xla) if fused else by_xla(query, key, value)
+
+
+def _suits_flash(query: jax.Array) -> bool:
+  batch, positions, _, channels = query.shape
+  many = positions >= _MANY_POSITIONS and positions % _BLOCK == 0
+  # Asked for more than bfloat16's own precision, the kernel does not compile.
+  plain = jax.config.jax_default_matmul_precision in (None, 'default') and query.dtype == jnp.bfloat16
+  return many and plain and channels <= TPU_LANES and cut_evenly(batch)
+
+
+def attend_by_flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """`attend` by JAX's kernel for TPUs, of one device; P a multiple of 512."""
+  heads_first = (array.swapaxes(1, 2) for array in (query, key, value))
+  sizes = dict.fromkeys((field.name for field in dataclasses.fields(BlockSizes)), _BLOCK) | {'block_b': 1}
+  found = flash_attention(*heads_first, sm_scale=query.shape[-1] ** -0.5, block_sizes=BlockSizes(**sizes))
+  return found.swapaxes(1, 2)
 
 
 class SelfAttention(nn.Module):
