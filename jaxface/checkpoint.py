@@ -170,8 +170,8 @@ def _check_data(known: str, now: str) -> None:
 
 def _brief(error: BaseException) -> str:
   # Orbax takes any error in reading for one in its choice of how to read.
-  while cause := error.__cause__ or error.__context__:
-    error = cause
+  while error.__cause__ is not None:
+    error = error.__cause__
   lines = str(error).strip().splitlines()
   return f'{type(error).__name__}: {lines[0][:200] if lines else ""}'
 

@@ -174,11 +174,10 @@ class Perceptual:
         continue
       network = METRICS[metric]
       apply = functools.partial(self._networks[network].module.apply, variables[network])
-      if metric in ('fid', 'kid'):
-        if features:
-          continue
-        pictures = {'real': compared.real, **compared.sets}
-        features = _over({name: (picture,) for name, picture in pictures.items()}, _in_range(apply))
+      if network == 'inception':
+        if not features:  # FID and KID are of the same.
+          pictures = {'real': compared.real, **compared.sets}
+          features = _over({name: (picture,) for name, picture in pictures.items()}, _in_range(apply))
         continue
       counted = {}
       if metric == 'identity':

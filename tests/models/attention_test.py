@@ -41,15 +41,13 @@ def as_users_multiply():
     yield
 
 
-def _step(mesh, shape, dtype):
-  x = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(BATCH_AXES)))
-
+def _step(mesh):
   @jax.jit
   def gradient(x):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return jax.grad(lambda x: attend(x, x, x).astype(jnp.float32).sum())(x)
 
-  return gradient, x
+  return gradient
 
 
 @pytest.mark.usefixtures('as_users_multiply')
@@ -65,14 +63,13 @@ def _step(mesh, shape, dtype):
   ],
 )
 def test_tpus_take_the_kernel_for_many_positions(shape, dtype, by_kernel):
-  gradient, x = _step(make_mesh(2, jax.devices()[:4]), shape, dtype)
-  x = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  program = gradient.trace(x).lower(lowering_platforms=('tpu',)).as_text()
+  gradient = _step(make_mesh(2, jax.devices()[:4]))
+  program = gradient.trace(jax.ShapeDtypeStruct(shape, dtype)).lower(lowering_platforms=('tpu',)).as_text()
   assert ('tpu_custom_call' in program) == by_kernel
 
 
 def test_asked_for_more_precision_xla_attends():
-  gradient, _ = _step(make_mesh(1, jax.devices()[:1]), (8, 1024, 2, 32), 'bfloat16')
+  gradient = _step(make_mesh(1, jax.devices()[:1]))
   x = jax.ShapeDtypeStruct((8, 1024, 2, 32), 'bfloat16')
   with jax.default_matmul_precision('highest'):
     assert 'tpu_custom_call' not in gradient.trace(x).lower(lowering_platforms=('tpu',)).as_text()
@@ -96,7 +93,8 @@ def test_elsewhere_it_is_the_plain_form():
 def test_a_tpus_compiler_takes_the_kernel_as_it_is():
   pytest.importorskip('libtpu', reason="compiling for a TPU needs libtpu: pip install 'jaxface[tpu-aot]'")
   without_devices()
-  gradient, x = _step(make_mesh(1, get_topology('v5e:2x2').devices), (8, 1024, 2, 32), 'bfloat16')
-  program = gradient.lower(x).compile().as_text()
+  mesh = make_mesh(1, get_topology('v5e:2x2').devices)
+  x = jax.ShapeDtypeStruct((8, 1024, 2, 32), 'bfloat16', sharding=NamedSharding(mesh, P(BATCH_AXES)))
+  program = _step(mesh).lower(x).compile().as_text()
   assert program.count('custom_call_target="tpu_custom_call"') == 3
   assert 'all-gather' not in program
